@@ -1,0 +1,1 @@
+"""Gatepass gateway: everything that decides, sends and records."""

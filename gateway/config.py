@@ -1,0 +1,212 @@
+"""Settings: the only reader of the environment.
+
+Every variable starts with GATEPASS_; an unknown one stops the start with its name. A secret may
+be given as NAME or, better, as NAME_FILE with the path of a file that holds it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from gateway.errors import Refused
+
+PREFIX = "GATEPASS_"
+_SECRETS = ("UPSTREAM_API_KEY",)
+_DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(value: object) -> timedelta:
+    """Read `30m`, `90s`, `1h30m` or a number of seconds."""
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip()
+    if text.isdigit():
+        return timedelta(seconds=int(text))
+    parts = _DURATION.findall(text)
+    if not parts or "".join(f"{number}{unit}" for number, unit in parts) != text.replace(" ", ""):
+        raise ValueError("a duration such as 90s, 30m, 8h or 1h30m is expected")
+    return timedelta(seconds=sum(int(number) * _UNITS[unit] for number, unit in parts))
+
+
+def _paths(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(Path(part) for part in value.split(os.pathsep) if part)
+    return value
+
+
+def _hosts(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(duration)]
+
+
+class Settings(BaseModel):
+    """What one process runs with. Read once at the start; never changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    listen: str = Field("127.0.0.1:8080", description="Address and port to listen on.")
+    public_url: str = Field(
+        "http://127.0.0.1:8080", description="Where people and apps reach the gateway."
+    )
+    data_dir: Path = Field(
+        Path("data"), description="SQLite file and the keys made at first start (mode 0600)."
+    )
+    database_url: str = Field(
+        "", description="Empty: SQLite in the data directory. Else postgresql+asyncpg://…"
+    )
+    upstream_url: str | None = Field(
+        None, description="The Azure resource, https://RESOURCE.openai.azure.com/openai/v1/"
+    )
+    upstream_api_key: SecretStr | None = Field(
+        None, description="Key of the resource; also as GATEPASS_UPSTREAM_API_KEY_FILE."
+    )
+    upstream_auth: Literal["key", "entra"] = Field(
+        "key", description="How to sign in to Azure. `entra` is not available yet."
+    )
+    master_key_file: Path | None = Field(
+        None,
+        description="32 bytes that wrap every data key. Made in the data directory when absent; "
+        "required with PostgreSQL.",
+    )
+    signing_key_file: Path | None = Field(
+        None,
+        description="32-byte Ed25519 seed that signs the ledger. Made in the data directory when "
+        "absent; required with PostgreSQL.",
+    )
+    ledger_origin: str = Field("gatepass", description="Name of the ledger in its checkpoints.")
+    config: Annotated[tuple[Path, ...], BeforeValidator(_paths)] = Field(
+        (), description="Declarative files applied at start, separated by the path separator."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_hosts)] = Field(
+        (), description="More Host names to answer to, beside that of GATEPASS_PUBLIC_URL."
+    )
+    approval_expires: Duration = Field(
+        timedelta(hours=1), description="How long a request waits for people before it is denied."
+    )
+    disconnect_grace: Duration = Field(
+        timedelta(minutes=2),
+        description="How long a hold outlives the app's lost connection before it is cancelled.",
+    )
+    heartbeat: Duration = Field(
+        timedelta(seconds=10), description="Pause between two comments on a held stream."
+    )
+    keepalive: Duration = Field(
+        timedelta(seconds=60), description="Pause between two typed keepalive events on a hold."
+    )
+    early_header: Duration = Field(
+        timedelta(seconds=20), description="How long a held plain call is sent nothing at all."
+    )
+    plain_limit: Duration = Field(
+        timedelta(seconds=570), description="When a held plain call is answered in_progress."
+    )
+    strict_limit: Duration = Field(
+        timedelta(seconds=240), description="The same for apps that are held strictly."
+    )
+    upstream_timeout: Duration = Field(
+        timedelta(minutes=10), description="Longest silence of Azure that is waited for."
+    )
+    max_rounds: int = Field(25, ge=1, le=100, description="Rounds of one exchange at the most.")
+    max_body_bytes: int = Field(
+        32 * 1024 * 1024, ge=1024, description="Longest request body accepted from an app."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What is logged. Payloads never are."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.postgresql and (self.master_key_file is None or self.signing_key_file is None):
+            raise ValueError(
+                "with PostgreSQL, GATEPASS_MASTER_KEY_FILE and GATEPASS_SIGNING_KEY_FILE are "
+                "required: every replica needs the same keys"
+            )
+        if self.upstream_auth == "entra":
+            raise ValueError("GATEPASS_UPSTREAM_AUTH=entra is not available yet; use a key")
+        for name in ("public_url", "upstream_url"):
+            value = getattr(self, name)
+            if value is not None and urlsplit(value).scheme not in {"http", "https"}:
+                raise ValueError(f"{PREFIX}{name.upper()} must start with https:// or http://")
+        return self
+
+    @property
+    def postgresql(self) -> bool:
+        """Whether the database is a PostgreSQL server rather than the embedded SQLite."""
+        return self.database_url.startswith("postgresql")
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The URL to open, with the default filled in."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'gatepass.sqlite3'}"
+
+    @property
+    def resolved_master_key_file(self) -> Path:
+        """Where the master key lies."""
+        return self.master_key_file or self.data_dir / "master.key"
+
+    @property
+    def resolved_signing_key_file(self) -> Path:
+        """Where the seed of the ledger's signing key lies."""
+        return self.signing_key_file or self.data_dir / "signing.key"
+
+    @property
+    def bind(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def environment() -> Mapping[str, str]:
+    """The process's environment, for `load` and for the vault's `env:` references."""
+    return os.environ  # noqa: TID251  this module is the one reader
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read the settings; raises `Refused` naming every variable that is unknown or wrong."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for variable in sorted(name for name in environ if name.startswith(PREFIX)):
+        name = variable.removeprefix(PREFIX)
+        if name.removesuffix("_FILE") in _SECRETS and name.endswith("_FILE"):
+            name = name.removesuffix("_FILE")
+            try:
+                values[name.lower()] = Path(environ[variable]).read_text().strip()
+            except OSError as error:
+                problems.append(f"{variable}: {error.strerror}: {environ[variable]}")
+        elif name.lower() in Settings.model_fields:
+            values.setdefault(name.lower(), environ[variable])
+        else:
+            problems.append(f"{variable} is not a setting of Gatepass")
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problems += [_problem(item["loc"], item["msg"]) for item in error.errors()]
+        raise Refused("; ".join(problems), code="configuration_invalid") from None
+    if problems:
+        raise Refused("; ".join(problems), code="configuration_invalid")
+    return settings
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return f"{PREFIX}{str(location[0]).upper()}: {message}" if location else message

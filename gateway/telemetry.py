@@ -1,0 +1,56 @@
+"""The clock, the log and the metrics. Nothing here ever sees a payload or a secret."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+Clock = Callable[[], datetime]
+
+requests_total = Counter("gatepass_requests_total", "App requests answered.", ["route", "outcome"])
+refusals_total = Counter("gatepass_refusals_total", "App requests refused, by code.", ["code"])
+holds_open = Gauge("gatepass_holds_open", "Exchanges that wait for people in this process.")
+decisions_total = Counter("gatepass_decisions_total", "Decisions on calls.", ["by", "outcome"])
+executions_total = Counter("gatepass_executions_total", "Outcomes of released calls.", ["outcome"])
+decision_seconds = Histogram(
+    "gatepass_decision_seconds",
+    "Time from the request for approval to its decision.",
+    buckets=(1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400),
+)
+
+
+def utc_now() -> datetime:
+    """The real clock. Everything but the composition root takes it as an argument."""
+    return datetime.now(UTC)  # noqa: TID251
+
+
+def configure_logging(level: str) -> None:
+    """Log JSON lines to stderr from `level` up; keep the libraries' chatter out.
+
+    HTTP client libraries log headers at debug level, so they are pinned to warnings whatever
+    `level` says.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=number, format="%(message)s", stream=sys.stderr, force=True)
+    for library in ("aiohttp", "httpx2", "httpcore", "sqlalchemy", "aiosqlite", "asyncio", "mcp"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
