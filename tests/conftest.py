@@ -1,0 +1,72 @@
+"""Fixtures that every kind of test may use: a clock, and real databases of both kinds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.store.database import Database, open_database
+from gateway.store.tables import metadata
+from tests.support.clock import FakeClock
+from tests.support.postgres import PostgresServer, running_postgres
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that stands still at 2026-01-05 09:00 UTC until the test moves it."""
+    return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run; `await create()` gives a fresh database's URL."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The maintenance database of the test server."""
+    return postgres_server.url()
+
+
+@pytest.fixture
+async def postgres_database(postgres_server: PostgresServer) -> AsyncIterator[str]:
+    """The URL of an empty PostgreSQL database that belongs to this test alone."""
+    url = await postgres_server.create()
+    yield url
+    await postgres_server.drop(url)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+async def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of an empty database, once of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path / 'gatepass.sqlite3'}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    url = await server.create()
+    yield url
+    await server.drop(url)
+
+
+@pytest.fixture
+async def db(db_url: str) -> AsyncIterator[Database]:
+    """A database with every table, once of each kind."""
+    database = open_database(db_url)
+    async with database.engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
+    """A SQLite database with every table, for what need not be run on both kinds."""
+    database = open_database(f"sqlite+aiosqlite:///{tmp_path / 'gatepass.sqlite3'}")
+    async with database.engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    yield database
+    await database.close()
