@@ -1,1 +1,1 @@
-"""Gatepass web."""
+"""Everything a person looks at."""
