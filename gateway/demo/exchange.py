@@ -1,0 +1,134 @@
+"""From a request's body to a job that can run: everything the service refuses before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.demo.context import Given, understand
+from gateway.demo.mcp_tools import servers
+from gateway.demo.model import Script, read, since_user
+from gateway.demo.objects import new_response
+from gateway.demo.run import Job
+from gateway.demo.store import Memory
+from gateway.demo.wire import (
+    JSON,
+    ApiError,
+    Clock,
+    bad_request,
+    content_filtered,
+    new_id,
+    previous_not_found,
+    rate_limited,
+    server_error,
+)
+
+
+class Behaviour(Protocol):
+    """The part of the upstream's settings that a request is judged by."""
+
+    @property
+    def list_failures(self) -> str: ...
+    @property
+    def delta_delay(self) -> float: ...
+    @property
+    def replayable_approvals(self) -> bool: ...
+    @property
+    def clock(self) -> Clock: ...
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One accepted request. `response` is the job's, shown as it grows; `delay` is in seconds."""
+
+    job: Job
+    delay: float = 0.0
+
+    @property
+    def response(self) -> JSON:
+        return self.job.response
+
+
+def begin(body: JSON, memory: Memory, behaviour: Behaviour) -> Exchange:
+    """Check a body and prepare its run. ApiError with the service's texts when it is refused."""
+    _check_parameters(body)
+    now = behaviour.clock()
+    known = servers(body.get("tools") or [])
+    previous = body.get("previous_response_id")
+    earlier = memory.previous(previous, now) if previous else []
+    given = understand(body, earlier, memory.find, known)
+    text, _ = since_user(given.context)
+    script = read(text)
+    faults, delay = _faults(script, given, memory, previous)
+    if not behaviour.replayable_approvals:
+        _claim(given, memory)
+    response = new_response(body, new_id("resp"), int(now.timestamp()))
+    job = Job(
+        body,
+        given,
+        response,
+        known,
+        behaviour.clock,
+        faults,
+        behaviour.delta_delay,
+        behaviour.list_failures,
+    )
+    return Exchange(job, delay)
+
+
+def _check_parameters(body: JSON) -> None:
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        raise bad_request(
+            "Missing required parameter: 'model'.",
+            param="model",
+            code="missing_required_parameter",
+        )
+    if body.get("previous_response_id") and body.get("conversation"):
+        raise bad_request(
+            "Mutually exclusive parameters: 'previous_response_id', 'conversation'. Ensure you "
+            "are only providing one of: 'previous_response_id' or 'conversation'.",
+            code="mutually_exclusive_parameters",
+        )
+    if conversation := body.get("conversation"):
+        name = conversation.get("id") if isinstance(conversation, dict) else conversation
+        raise ApiError(404, f"Conversation with id '{name}' not found.")
+    if body.get("background") and body.get("store") is False:
+        raise bad_request("Background mode requires 'store' to be true.", param="background")
+    if not body.get("input") and not body.get("previous_response_id"):
+        raise bad_request(
+            "One of \"input\" or \"previous_response_id\" or 'prompt' or 'conversation' must be "
+            "provided.",
+            code="missing_required_parameter",
+        )
+
+
+def _faults(
+    script: Script, given: Given, memory: Memory, previous: object
+) -> tuple[frozenset[str], float]:
+    """The faults due for this request; those that refuse it are raised here, before any work."""
+    key = f"{script.text} {previous}"
+    due = [f for f in script.faults if f.on_resume == given.is_resume and memory.due(f, key)]
+    for fault in due:
+        match fault.name:
+            case "rate-limit":
+                raise rate_limited()
+            case "server-error":
+                raise server_error()
+            case "content-filter":
+                raise content_filtered()
+            case "previous-not-found":
+                raise previous_not_found(str(previous))
+            case _:
+                continue
+    delay = sum(f.seconds for f in due if f.name == "slow")
+    return frozenset(f.name for f in due), delay
+
+
+def _claim(given: Given, memory: Memory) -> None:
+    for answer in given.answers:
+        request_id = answer.request["id"]
+        if not memory.claim(request_id):
+            raise bad_request(
+                f"Approval request '{request_id}' already has an approval response.",
+                param="input",
+            )
