@@ -1,0 +1,171 @@
+"""One call, one policy, one moment: the ruling.
+
+`deny` beats `hold` beats `allow`, whatever the order of the rules; without a matching rule a
+call is held. A condition that cannot be evaluated counts as matching for `hold` and `deny`, as
+not matching for `allow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from gateway.policy import arguments as argument_text
+from gateway.policy.conditions import Bindings, CannotEvaluate, bind
+from gateway.policy.rules import Effect, Policy, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """What policy may know of a call. `arguments` is the raw string, `server` a label.
+
+    `end_user` is claimed by the app; `definition` is the tool definition as pinned, or None.
+    """
+
+    app: str
+    server: str
+    tool: str
+    arguments: str
+    end_user: str | None = None
+    definition: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What policy says about one call, with the rule and the reason.
+
+    `why` names no value of the call, so it may stand in the ledger and on a page. What follows
+    it has a meaning for `hold` only; `groups` empty means any reviewer, `expires` None means the
+    installation's own deadline. `rules` are all rules that matched, by name.
+    """
+
+    effect: Effect
+    rule: str | None
+    why: str
+    quorum: int = 1
+    groups: tuple[str, ...] = ()
+    expires: timedelta | None = None
+    require_reason: bool = False
+    always_ask: bool = False
+    execution_expires: timedelta | None = None
+    undo_seconds: int = 0
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    rule: Rule
+    unevaluated: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.rule.name
+
+
+def evaluate(policy: Policy, call: CallFacts, now: datetime) -> Ruling:
+    """Rule on `call`. Never raises for anything that stands in the call."""
+    candidates = [
+        rule for rule in policy.rules if rule.match.covers(call.app, call.server, call.tool)
+    ]
+    bindings = _bindings(call, now) if any(rule.when for rule in candidates) else None
+    hits = [hit for rule in candidates if (hit := _hit(rule, bindings)) is not None]
+    for effect in (Effect.DENY, Effect.HOLD, Effect.ALLOW):
+        found = sorted((hit for hit in hits if hit.rule.effect is effect), key=lambda hit: hit.name)
+        if found:
+            names = tuple(sorted(hit.name for hit in hits))
+            return _held(found, names) if effect is Effect.HOLD else _settled(found[0], names)
+    return Ruling(Effect.HOLD, None, "No rule of the policy matches this call, so it is held.")
+
+
+def _bindings(call: CallFacts, now: datetime) -> Bindings:
+    described = {
+        "tool": call.tool,
+        "server": call.server,
+        "app": call.app,
+        "end_user": call.end_user,
+        "arguments": call.arguments if len(call.arguments) <= 65536 else "",
+        "arguments_length": len(call.arguments),
+        "annotations": _annotations(call.definition),
+    }
+    parsed = argument_text.read(call.arguments)
+    return bind(parsed, len(call.arguments), described, (call.app, call.server), now)
+
+
+def _annotations(definition: Mapping[str, Any] | None) -> dict[str, bool]:
+    # Claims of the server about its own tool: worth a look, never a reason to trust it.
+    given = (definition or {}).get("annotations")
+    if not isinstance(given, Mapping):
+        return {}
+    return {str(name): value for name, value in given.items() if isinstance(value, bool)}
+
+
+def _hit(rule: Rule, bindings: Bindings | None) -> _Hit | None:
+    if rule.when is None or bindings is None:
+        return _Hit(rule)
+    match rule.when.evaluate(bindings):
+        case CannotEvaluate(why):
+            return None if rule.effect is Effect.ALLOW else _Hit(rule, why)
+        case holds:
+            return _Hit(rule) if holds else None
+
+
+def _settled(hit: _Hit, names: tuple[str, ...]) -> Ruling:
+    verb = "denies" if hit.rule.effect is Effect.DENY else "allows"
+    why = f"Rule {hit.name!r} {verb} this call{_doubt(hit)}."
+    return Ruling(hit.rule.effect, hit.name, why, rules=names)
+
+
+def _held(hits: list[_Hit], names: tuple[str, ...]) -> Ruling:
+    """The strictest of every member over all rules that hold the call."""
+    strictest = min(hits, key=_leniency)
+    rules = [hit.rule for hit in hits]
+    quorum = max(rule.quorum for rule in rules)
+    return Ruling(
+        effect=Effect.HOLD,
+        rule=strictest.name,
+        why=_why_held(strictest, len(hits) - 1, quorum),
+        quorum=quorum,
+        groups=_groups(rules),
+        expires=_shortest([rule.expires for rule in rules]),
+        require_reason=any(rule.require_reason for rule in rules),
+        always_ask=any(rule.always_ask for rule in rules),
+        execution_expires=_shortest([rule.execution_expires for rule in rules]),
+        undo_seconds=max(rule.undo_seconds for rule in rules),
+        rules=names,
+    )
+
+
+def _leniency(hit: _Hit) -> tuple[int, bool, int, str]:
+    rule = hit.rule
+    return -rule.quorum, not rule.groups, len(rule.groups), rule.name
+
+
+def _groups(rules: list[Rule]) -> tuple[str, ...]:
+    """Whose members may review: what all rules with groups agree on, never their union.
+
+    When they agree on no group, the groups of the strictest of them.
+    """
+    named = [rule for rule in rules if rule.groups]
+    if not named:
+        return ()
+    shared = set(named[0].groups).intersection(*(rule.groups for rule in named))
+    strictest = min(named, key=lambda rule: _leniency(_Hit(rule)))
+    return tuple(sorted(shared or strictest.groups))
+
+
+def _shortest(lengths: list[timedelta | None]) -> timedelta | None:
+    return min((length for length in lengths if length is not None), default=None)
+
+
+def _why_held(hit: _Hit, others: int, quorum: int) -> str:
+    people = "a reviewer" if quorum == 1 else f"{quorum} reviewers"
+    also = f", and {others} more {'rule does' if others == 1 else 'rules do'}" if others else ""
+    return f"Rule {hit.name!r} holds this call for {people}{_doubt(hit)}{also}."
+
+
+def _doubt(hit: _Hit) -> str:
+    if hit.unevaluated is None:
+        return ""
+    return f" because its condition cannot be evaluated: {hit.unevaluated}"

@@ -1,0 +1,396 @@
+"""Policy, Rule, Match, Effect, and how they are read from plain JSON-like data.
+
+Every error of a document is found in one pass and says what is wrong, where (the path of the
+member) and what to do; whoever read the document from a file adds the line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from gateway.errors import Refused
+from gateway.policy.conditions import Condition, ConditionError, compile_condition
+
+#: Where a problem is: member names and list positions from the list of rules downwards.
+Path = tuple[str | int, ...]
+
+MAX_RULES = 1000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_DURATION = re.compile(r"(?:(\d{1,4})d)?(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,7})s)?")
+_LONGEST = timedelta(days=30)
+_HOLD_ONLY = (
+    "quorum",
+    "groups",
+    "expires",
+    "execution_expires",
+    "always_ask",
+    "require_reason",
+    "undo_seconds",
+    "on_expiry",
+)
+_MEMBERS = ("name", "match", "when", "effect", *_HOLD_ONLY)
+_MATCH_MEMBERS = ("app", "server", "tool")
+
+
+class Effect(StrEnum):
+    """What a rule does to the calls that it matches; `deny` beats `hold` beats `allow`."""
+
+    ALLOW = "allow"
+    HOLD = "hold"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a document, and where."""
+
+    path: Path
+    message: str
+    #: For a member that does not exist: the ones that do. `message` is not used then.
+    known: tuple[str, ...] = ()
+
+    def at(self, root: str) -> str:
+        """The place in words: `policies[0].match.tool`."""
+        return place(root, self.path)
+
+    def text(self, root: str) -> str:
+        """The whole sentence: what is wrong, where, and what to do."""
+        if self.known:
+            inside = place(root, self.path[:-1])
+            return f"unknown member {self.path[-1]!r} in {inside}; known: {', '.join(self.known)}"
+        return f"{self.at(root)}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which calls a rule is about; an empty tuple means any. `*` stands for any characters."""
+
+    apps: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+
+    def covers(self, app: str, server: str, tool: str) -> bool:
+        """Whether all three names fit. Names are compared exactly, case included."""
+        return _fits(self.apps, app) and _fits(self.servers, server) and _fits(self.tools, tool)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of a policy. What follows `when` has a meaning for `hold` only."""
+
+    name: str
+    effect: Effect
+    match: Match = Match()
+    when: Condition | None = None
+    quorum: int = 1
+    groups: tuple[str, ...] = ()
+    expires: timedelta | None = None
+    execution_expires: timedelta | None = None
+    always_ask: bool = False
+    require_reason: bool = False
+    undo_seconds: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """The rule as plain data, without what is at its default: what is stored and digested."""
+        match = {
+            name: list(globs)
+            for name, globs in zip(
+                _MATCH_MEMBERS,
+                (self.match.apps, self.match.servers, self.match.tools),
+                strict=True,
+            )
+            if globs
+        }
+        members: dict[str, Any] = {
+            "name": self.name,
+            "match": match,
+            "when": None if self.when is None else self.when.source,
+            "effect": self.effect.value,
+            "quorum": self.quorum if self.quorum != 1 else None,
+            "groups": list(self.groups),
+            "expires": format_duration(self.expires),
+            "execution_expires": format_duration(self.execution_expires),
+            "always_ask": self.always_ask,
+            "require_reason": self.require_reason,
+            "undo_seconds": self.undo_seconds,
+        }
+        return {name: value for name, value in members.items() if value}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A list of rules. Without a matching rule a call is held."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def documents(self) -> list[dict[str, Any]]:
+        """The rules as plain data; `parse` gives the same policy back."""
+        return [rule.document() for rule in self.rules]
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:` and the hex SHA-256 of the rules as RFC 8785 JSON."""
+        text = json.dumps(
+            self.documents(), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        )
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse(rules: Sequence[Any], where: str = "policies") -> Policy:
+    """Read a policy; raises `Refused` (`policy_invalid`) that lists every problem, one a line."""
+    policy, problems = check(rules)
+    if problems:
+        lines = "\n".join(problem.text(where) for problem in problems)
+        raise Refused(lines, code="policy_invalid", param=problems[0].at(where))
+    return policy
+
+
+def check(rules: Any) -> tuple[Policy, list[Problem]]:
+    """Read what can be read of `rules` and say everything that is wrong with the rest."""
+    if not isinstance(rules, list | tuple):
+        return Policy(), [Problem((), f"must be a list of rules, not {kind_of(rules)}")]
+    if len(rules) > MAX_RULES:
+        return Policy(), [Problem((), f"may hold at most {MAX_RULES} rules, not {len(rules)}")]
+    problems: list[Problem] = []
+    found: list[Rule] = []
+    first: dict[str, int] = {}
+    for index, document in enumerate(rules):
+        rule = _Reader((index,), problems).rule(document)
+        if rule is None:
+            continue
+        if rule.name in first:
+            text = f"the name {rule.name!r} is taken by rule [{first[rule.name]}]; choose another"
+            problems.append(Problem((index, "name"), text))
+        first.setdefault(rule.name, index)
+        found.append(rule)
+    return Policy(tuple(found)), problems
+
+
+def place(root: str, path: Path) -> str:
+    """`root` followed by `path` as a person writes it: `policies[0].match.tool`."""
+    return root + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
+
+
+def parse_duration(text: str) -> timedelta | None:
+    """`90s`, `30m`, `1h30m`, `2d`; None when it is no duration from 1 second to 30 days."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    length = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    return length if timedelta(0) < length <= _LONGEST else None
+
+
+def format_duration(length: timedelta | None) -> str | None:
+    """The shortest form that `parse_duration` reads back."""
+    if length is None:
+        return None
+    minutes, seconds = divmod(int(length.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = ((days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s"))
+    return "".join(f"{number}{unit}" for number, unit in parts if number)
+
+
+def kind_of(value: Any) -> str:
+    """What a value of a document is, in the words of a person who writes YAML."""
+    if value is None:
+        return "nothing"
+    words: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (str, "text"),
+        ((list, tuple), "a list"),
+        (Mapping, "a mapping"),
+    )
+    name = type(value).__name__
+    return next((text for kinds, text in words if isinstance(value, kinds)), f"a {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one rule; every problem goes to `problems` and reading goes on."""
+
+    path: Path
+    problems: list[Problem] = field(repr=False)
+
+    def rule(self, document: Any) -> Rule | None:
+        if not isinstance(document, Mapping):
+            self.report((), f"must be a mapping, not {kind_of(document)}")
+            return None
+        before = len(self.problems)
+        self.only_known(document, _MEMBERS, ())
+        name = self.name(document)
+        effect = self.effect(document)
+        self.only_for_hold(document, effect)
+        values = {
+            member: read(self, (member,), document[member])
+            for member, read in _READERS.items()
+            if member in document
+        }
+        if len(self.problems) > before or effect is None:
+            return None
+        values.pop("on_expiry", None)
+        return Rule(name, effect, **values)
+
+    def report(self, below: Path, message: str) -> None:
+        self.problems.append(Problem((*self.path, *below), message))
+
+    def only_known(self, document: Mapping[Any, Any], known: Sequence[str], below: Path) -> None:
+        for member in document:
+            if member not in known:
+                path = (*self.path, *below, str(member))
+                self.problems.append(Problem(path, "unknown member", tuple(known)))
+
+    def name(self, document: Mapping[str, Any]) -> str:
+        match document.get("name"):
+            case str() as text if _NAME.fullmatch(text):
+                return text
+            case None:
+                self.report((), "needs a name")
+            case _:
+                self.report(
+                    ("name",),
+                    "must be 1 to 80 letters, digits, dots, dashes or underscores, "
+                    "beginning with a letter or digit",
+                )
+        return ""
+
+    def effect(self, document: Mapping[str, Any]) -> Effect | None:
+        given = document.get("effect")
+        if given is None:
+            self.report((), "needs an effect: allow, hold or deny")
+            return None
+        if given not in tuple(Effect):
+            shown = repr(given) if isinstance(given, str) else kind_of(given)
+            self.report(("effect",), f"must be allow, hold or deny, not {shown}")
+            return None
+        return Effect(given)
+
+    def only_for_hold(self, document: Mapping[str, Any], effect: Effect | None) -> None:
+        if effect in (None, Effect.HOLD):
+            return
+        for member in _HOLD_ONLY:
+            if member in document:
+                text = f"has a meaning only with effect: hold, not with {effect}; remove it"
+                self.report((member,), text)
+
+    def match(self, below: Path, value: Any) -> Match:
+        if not isinstance(value, Mapping):
+            self.report(below, f"must be a mapping of app, server and tool, not {kind_of(value)}")
+            return Match()
+        self.only_known(value, _MATCH_MEMBERS, below)
+        apps, servers, tools = (
+            self.globs((*below, member), value[member]) if member in value else ()
+            for member in _MATCH_MEMBERS
+        )
+        return Match(apps, servers, tools)
+
+    def globs(self, below: Path, value: Any) -> tuple[str, ...]:
+        names = self.texts(below, value)
+        for name in names:
+            if any(character in name for character in "?[]{}"):
+                text = f"{name!r}: only * is special in a pattern; list the names instead"
+                self.report(below, text)
+        return names
+
+    def texts(self, below: Path, value: Any) -> tuple[str, ...]:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not items:
+            self.report(below, f"must be a name or a list of names, not {_or_empty(value)}")
+            return ()
+        for index, item in enumerate(items):
+            if not isinstance(item, str) or not 0 < len(item) <= 200:
+                text = f"must be a name of 1 to 200 characters, not {_or_empty(item)}"
+                self.report((*below, index), text)
+                return ()
+        return tuple(items)
+
+    def when(self, below: Path, value: Any) -> Condition | None:
+        if not isinstance(value, str) or not value.strip():
+            self.report(below, f"must be a CEL condition in quotes, not {_or_empty(value)}")
+            return None
+        try:
+            return compile_condition(value)
+        except ConditionError as error:
+            self.report(below, str(error))
+            return None
+
+    def quorum(self, below: Path, value: Any) -> int:
+        return self.number(below, value, (1, 10))
+
+    def undo_seconds(self, below: Path, value: Any) -> int:
+        return self.number(below, value, (0, 30))
+
+    def number(self, below: Path, value: Any, limits: tuple[int, int]) -> int:
+        low, high = limits
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            shown = value if type(value) is int else kind_of(value)
+            self.report(below, f"must be a whole number from {low} to {high}, not {shown}")
+            return low
+        return value
+
+    def flag(self, below: Path, value: Any) -> bool:
+        if not isinstance(value, bool):
+            self.report(below, f"must be true or false, not {kind_of(value)}")
+        return value is True
+
+    def duration(self, below: Path, value: Any) -> timedelta | None:
+        length = parse_duration(value) if isinstance(value, str) else None
+        if length is None:
+            shown = repr(value) if isinstance(value, str) else kind_of(value)
+            text = f"must be a duration such as 90s, 30m or 2h (at most 30d), not {shown}"
+            self.report(below, text)
+        return length
+
+
+def _on_expiry(reader: _Reader, below: Path, value: Any) -> None:
+    if value != "deny":
+        reader.report(below, "must be deny: a request that nobody answers is never released")
+
+
+#: Member to the method that reads it; what is read becomes the member of the same name.
+_READERS: dict[str, Callable[[_Reader, Path, Any], Any]] = {
+    "match": _Reader.match,
+    "when": _Reader.when,
+    "quorum": _Reader.quorum,
+    "groups": _Reader.texts,
+    "expires": _Reader.duration,
+    "execution_expires": _Reader.duration,
+    "always_ask": _Reader.flag,
+    "require_reason": _Reader.flag,
+    "undo_seconds": _Reader.undo_seconds,
+    "on_expiry": _on_expiry,
+}
+
+
+def _or_empty(value: Any) -> str:
+    return "an empty one" if value in ("", [], ()) else kind_of(value)
+
+
+def _fits(globs: tuple[str, ...], name: str) -> bool:
+    return not globs or any(_fits_one(glob, name) for glob in globs)
+
+
+def _fits_one(glob: str, name: str) -> bool:
+    first, *rest = glob.split("*")
+    if not rest:
+        return name == glob
+    *middle, last = rest
+    if not name.startswith(first):
+        return False
+    position = len(first)
+    for part in middle:
+        position = name.find(part, position)
+        if position < 0:
+            return False
+        position += len(part)
+    return len(name) - position >= len(last) and name.endswith(last)

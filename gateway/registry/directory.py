@@ -1,0 +1,249 @@
+"""The configuration as the hot path sees it: one immutable view in memory.
+
+`Directory` replaces the view as a whole when `config_version` has grown. Look-ups and
+authentication are dictionary reads without I/O; keys are compared in constant time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from gateway.errors import GatepassError, Refused, Unavailable
+from gateway.exchange.messages import ServerFacts
+from gateway.policy import Policy, parse
+from gateway.registry import addresses, keys
+from gateway.registry.versions import CONFIG_VERSION
+from gateway.store.database import Database
+from gateway.store.references import SecretRef
+from gateway.store.tables import App, AppKey, Meta, PolicyVersion, Server
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_SECONDS_BETWEEN_RECHECKS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AppView:
+    """An app that may call us. `servers` holds labels; None means every registered server."""
+
+    id: str
+    name: str
+    owner: str | None = None
+    wait: str = "hold"
+    plain: str = "patient"
+    heartbeat: str = "auto"
+    servers: frozenset[str] | None = None
+
+    def may_use(self, label: str) -> bool:
+        """Whether the app may use the server of that label."""
+        return self.servers is None or label in self.servers
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialBinding:
+    """Which header carries which secret: `header: scheme secret`, without scheme when None."""
+
+    header: str
+    scheme: str | None
+    ref: SecretRef
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """A registered server; its credential goes to `url` and nowhere else."""
+
+    id: str
+    label: str
+    url: str
+    inject: str = "headers"
+    credential: CredentialBinding | None = None
+    description: str | None = None
+    allow_private_network: bool = False
+    pin: str = "on_first_use"
+
+    def facts(self) -> ServerFacts:
+        """What the pure core may know of it."""
+        return ServerFacts(self.id, self.label, self.url, self.description)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything configured, at one moment. `policy_digest` names the rules in force."""
+
+    version: int = 0
+    apps: Mapping[str, AppView] = _NOTHING
+    apps_by_key_id: Mapping[str, tuple[bytes, AppView]] = field(default=_NOTHING, repr=False)
+    servers: Mapping[str, ServerView] = _NOTHING
+    servers_by_label: Mapping[str, ServerView] = _NOTHING
+    servers_by_url: Mapping[str, ServerView] = _NOTHING
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def policy_digest(self) -> str:
+        """`sha256:…` of the active rules; that of an empty list while there is no policy."""
+        return self.policy.digest
+
+    def match_server(self, url: str | None, label: str) -> ServerView | None:
+        """The server that an app means: by its URL where one is given, else by its label.
+
+        A label never overrules a URL, and a URL that we would not have registered is no server's.
+        """
+        if url is None:
+            return self.servers_by_label.get(label)
+        try:
+            return self.servers_by_url.get(addresses.normalise(url).url)
+        except Refused:
+            return None
+
+    def matcher(self, app: AppView) -> Callable[[str | None, str], ServerFacts | None]:
+        """`match_server` limited to what `app` may use, for step 3 of the path."""
+
+        def match(url: str | None, label: str) -> ServerFacts | None:
+            server = self.match_server(url, label)
+            return server.facts() if server is not None and app.may_use(server.label) else None
+
+        return match
+
+    def authenticate(self, key: str) -> AppView | None:
+        """The app whose key this is; takes as long for an unknown key as for a wrong one."""
+        found = self.apps_by_key_id.get(keys.public_id(key) or "")
+        expected, app = found if found is not None else (bytes(32), None)
+        same = hmac.compare_digest(keys.digest(key), expected)
+        return app if same else None
+
+
+class Directory:
+    """Holds the current view. Call `reload` once before use, `refresh` as often as you like."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._view: View | None = None
+        self._problem: Unavailable | None = None
+        self._lock = asyncio.Lock()
+        self._rechecked = float("-inf")
+
+    @property
+    def view(self) -> View:
+        """The configuration in force; raises `Unavailable` while it cannot be relied on."""
+        if self._problem is not None:
+            raise self._problem
+        if self._view is None:
+            raise Unavailable("The configuration has not been read yet.", code="config_unread")
+        return self._view
+
+    def authenticate(self, key: str) -> AppView | None:
+        """The app whose key this is, from memory. See `recheck` for a key made a moment ago."""
+        return self.view.authenticate(key)
+
+    async def recheck(self, key: str) -> AppView | None:
+        """After `authenticate` found nothing: read the database, once a second at most; retry."""
+        now = asyncio.get_running_loop().time()
+        if now - self._rechecked >= _SECONDS_BETWEEN_RECHECKS:
+            self._rechecked = now
+            await self.refresh()
+        return self.authenticate(key)
+
+    async def refresh(self) -> None:
+        """Replace the view if the configuration was changed, here or by another replica."""
+        async with self._db.reading() as session:
+            version = await _version(session)
+        if self._view is None or self._problem is not None or version != self._view.version:
+            await self.reload()
+
+    async def reload(self) -> None:
+        """Read everything anew.
+
+        Raises `Unavailable` when what is stored cannot be relied on; `view` then does, too, until
+        a reload succeeds.
+        """
+        async with self._lock:
+            try:
+                async with self._db.reading() as session:
+                    self._view = await _load(session)
+                self._problem = None
+            except GatepassError as error:
+                self._problem = Unavailable(error.message, code="config_broken")
+                raise self._problem from None
+
+
+async def _version(session: AsyncSession) -> int:
+    row = await session.get(Meta, CONFIG_VERSION)
+    return int(row.value) if row else 0
+
+
+async def _load(session: AsyncSession) -> View:
+    # The version first: a change that comes in between is then read again, never missed.
+    version = await _version(session)
+    live_apps = select(App).where(col(App.disabled_at).is_(None))
+    apps = {row.id: _app(row) for row in await session.exec(live_apps)}
+    live_servers = select(Server).where(col(Server.removed_at).is_(None))
+    servers = [_server(row) for row in await session.exec(live_servers)]
+    live_keys = select(AppKey).where(col(AppKey.revoked_at).is_(None))
+    found = [row for row in await session.exec(live_keys) if row.app_id in apps]
+    return View(
+        version=version,
+        apps=MappingProxyType(apps),
+        apps_by_key_id=MappingProxyType({row.id: (row.digest, apps[row.app_id]) for row in found}),
+        servers=_by(lambda server: server.id, servers),
+        servers_by_label=_by(lambda server: server.label, servers),
+        servers_by_url=_by(lambda server: server.url, servers),
+        policy=await _policy(session),
+    )
+
+
+def _by(
+    key: Callable[[ServerView], str], servers: Iterable[ServerView]
+) -> Mapping[str, ServerView]:
+    return MappingProxyType({key(server): server for server in servers})
+
+
+def _app(row: App) -> AppView:
+    servers = None if row.servers is None else frozenset(row.servers)
+    return AppView(row.id, row.name, row.owner, row.wait, row.plain, row.heartbeat, servers)
+
+
+def _server(row: Server) -> ServerView:
+    return ServerView(
+        id=row.id,
+        label=row.label,
+        url=row.url,
+        inject=row.inject,
+        credential=_credential(row),
+        description=row.description,
+        allow_private_network=row.allow_private_network,
+        pin=row.pin,
+    )
+
+
+def _credential(row: Server) -> CredentialBinding | None:
+    if row.credential is None:
+        return None
+    ref = SecretRef.parse(row.credential["from"])
+    # The scope ties a sealed value to this server at this address.
+    scoped = SecretRef(ref.store, ref.name, ref.field, f"{row.id} {row.url}")
+    return CredentialBinding(row.credential["header"], row.credential.get("scheme"), scoped)
+
+
+async def _policy(session: AsyncSession) -> Policy:
+    active = select(PolicyVersion).where(
+        col(PolicyVersion.activated_at).is_not(None), col(PolicyVersion.deactivated_at).is_(None)
+    )
+    rows = list(await session.exec(active))
+    if not rows:
+        return Policy()
+    if len(rows) > 1:
+        raise Unavailable("More than one policy version is active.", code="config_broken")
+    policy = parse(rows[0].rules)
+    if policy.digest != rows[0].digest:
+        raise Unavailable(
+            f"Policy version {rows[0].number} is not what was saved: its digest differs.",
+            code="config_broken",
+        )
+    return policy
