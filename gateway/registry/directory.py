@@ -11,7 +11,6 @@ import hmac
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -25,7 +24,6 @@ from gateway.store.database import Database
 from gateway.store.references import SecretRef
 from gateway.store.tables import App, AppKey, Meta, PolicyVersion, Server
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _SECONDS_BETWEEN_RECHECKS = 1.0
 
 
@@ -78,11 +76,11 @@ class View:
     """Everything configured, at one moment. `policy_digest` names the rules in force."""
 
     version: int = 0
-    apps: Mapping[str, AppView] = _NOTHING
-    apps_by_key_id: Mapping[str, tuple[bytes, AppView]] = field(default=_NOTHING, repr=False)
-    servers: Mapping[str, ServerView] = _NOTHING
-    servers_by_label: Mapping[str, ServerView] = _NOTHING
-    servers_by_url: Mapping[str, ServerView] = _NOTHING
+    apps: Mapping[str, AppView] = field(default_factory=dict)
+    apps_by_key_id: Mapping[str, tuple[bytes, AppView]] = field(default_factory=dict, repr=False)
+    servers: Mapping[str, ServerView] = field(default_factory=dict)
+    servers_by_label: Mapping[str, ServerView] = field(default_factory=dict)
+    servers_by_url: Mapping[str, ServerView] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
 
     @property
