@@ -1,0 +1,105 @@
+{{- define "gatepass.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gatepass.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "gatepass.labels" -}}
+{{ include "gatepass.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "gatepass.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "gatepass.fullname" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gatepass.image" -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gatepass.claim" -}}
+{{- .Values.persistence.existingClaim | default (include "gatepass.fullname" .) -}}
+{{- end -}}
+
+{{- define "gatepass.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "gatepass.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- /* What every process of the chart runs with; the Job that migrates needs no more. */ -}}
+{{- define "gatepass.env" -}}
+- name: GATEPASS_LISTEN
+  value: 0.0.0.0:8080
+- name: GATEPASS_PUBLIC_URL
+  value: {{ .Values.publicUrl | quote }}
+- name: GATEPASS_DATA_DIR
+  value: /data
+{{- if eq .Values.database.kind "postgresql" }}
+- name: GATEPASS_DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.database.existingSecret }}
+      key: {{ .Values.database.secretKey }}
+{{- end }}
+{{- if .Values.keys.existingSecret }}
+- name: GATEPASS_MASTER_KEY_FILE
+  value: /run/gatepass/keys/master.key
+- name: GATEPASS_SIGNING_KEY_FILE
+  value: /run/gatepass/keys/signing.key
+{{- end }}
+{{- range $name, $value := .Values.settings }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "gatepass.keyMount" -}}
+{{- if .Values.keys.existingSecret }}
+- name: keys
+  mountPath: /run/gatepass/keys
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "gatepass.keyVolume" -}}
+{{- if .Values.keys.existingSecret }}
+- name: keys
+  secret:
+    secretName: {{ .Values.keys.existingSecret }}
+    defaultMode: 0440
+    items:
+      - key: {{ .Values.keys.masterKey }}
+        path: master.key
+      - key: {{ .Values.keys.signingKey }}
+        path: signing.key
+{{- end }}
+{{- end -}}

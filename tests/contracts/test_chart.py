@@ -1,0 +1,261 @@
+"""The Helm chart: rendered by Helm's own library, validated strictly against Kubernetes schemas.
+
+No cluster is started here: what is shown is that the objects are well formed, hardened and refer
+to each other, and that values which cannot work are refused before anything is installed.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+
+CHART = Path(__file__).parents[2] / "helm"
+OLDEST, NEWEST = "1.25.0", kubernetes_validate.latest_version()
+
+POSTGRES: dict[str, Any] = {
+    "replicaCount": 2,
+    "publicUrl": "https://gatepass.example",
+    "database": {"kind": "postgresql", "existingSecret": "gatepass-db"},
+    "keys": {"existingSecret": "gatepass-keys"},
+    "upstream": {
+        "url": "https://res.openai.azure.com/openai/v1/",
+        "existingSecret": "gatepass-azure",
+    },
+    "config": {"b.yaml": "apps: []\n", "a.yaml": "servers: []\n"},
+    "credentialSecrets": ["mcp-credentials"],
+    "settings": {"GATEPASS_APPROVAL_EXPIRES": "30m"},
+    "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": ["pull"]},
+    "networkPolicy": {
+        "from": [{"podSelector": {"matchLabels": {"app": "bot"}}}],
+        "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
+    },
+    "tolerations": [{"key": "spot", "operator": "Exists"}],
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "podAnnotations": {"example.org/team": "platform"},
+}
+INGRESS: dict[str, Any] = {
+    "ingress": {
+        "enabled": True,
+        "className": "nginx",
+        "host": "gatepass.example",
+        "tlsSecret": "gatepass-tls",
+        "annotations": {"nginx.ingress.kubernetes.io/proxy-buffering": "off"},
+    },
+    "persistence": {"storageClass": "fast", "size": "20Gi"},
+}
+CASES = {"default": {}, "postgresql": POSTGRES, "ingress": INGRESS}
+
+
+@pytest.fixture(scope="module")
+def chart() -> Iterator[helm_python.Chart]:
+    with helm_python.Chart.load(CHART) as loaded:
+        yield loaded
+
+
+def render(chart: helm_python.Chart, values: dict[str, Any]) -> list[dict[str, Any]]:
+    chart.validate_schema(chart.merge_values(values))
+    files = chart.render(values, name="demo", namespace="prod", is_install=True)
+    texts = [text for path, text in files.items() if path.endswith(".yaml")]
+    return [item for text in texts for item in yaml.safe_load_all(text) if item]
+
+
+def by_kind(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    kinds = {item["kind"]: item for item in objects}
+    assert len(kinds) == len(objects)
+    return kinds
+
+
+def pods(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [item["spec"]["template"]["spec"] for item in objects if "template" in item["spec"]]
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lint_finds_nothing(name: str) -> None:
+    report = helm_python.lint(CHART, CASES[name], strict=True, kube_version="v1.30.0")
+    findings = [message for message in report["messages"] if "icon" not in message["error"]]
+    assert findings == []
+    assert report["errors"] == []
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("name", CASES)
+def test_every_object_is_strictly_valid(chart: helm_python.Chart, name: str, version: str) -> None:
+    for item in render(chart, CASES[name]):
+        kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_strict_validation_would_see_a_misspelt_member(chart: helm_python.Chart) -> None:
+    deployment = copy.deepcopy(by_kind(render(chart, {}))["Deployment"])
+    deployment["spec"]["template"]["spec"]["containers"][0]["securityContex"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, NEWEST, strict=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pods_are_hardened(chart: helm_python.Chart, name: str) -> None:
+    for pod in pods([item for item in render(chart, CASES[name]) if "spec" in item]):
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False  # else GATEPASS_PORT=… stops the start
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] >= 10000
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in containers(pod):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+            mounts = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounts <= {volume["name"] for volume in pod["volumes"]}
+            assert {"data", "tmp"} <= mounts
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_secret_value_is_in_the_chart(chart: helm_python.Chart, name: str) -> None:
+    objects = render(chart, CASES[name])
+    assert "Secret" not in {item["kind"] for item in objects}
+    for pod in pods([item for item in objects if "spec" in item]):
+        for entry in (entry for container in containers(pod) for entry in container["env"]):
+            if re.search(r"DATABASE_URL|API_KEY$|_SECRET|_TOKEN", entry["name"]):
+                assert "secretKeyRef" in entry["valueFrom"], entry["name"]
+
+
+def test_sqlite_runs_once_and_keeps_its_data(chart: helm_python.Chart) -> None:
+    kinds = by_kind(render(chart, {}))
+    assert kinds.keys() == {
+        "Deployment",
+        "NetworkPolicy",
+        "PersistentVolumeClaim",
+        "Service",
+        "ServiceAccount",
+    }
+    deployment = kinds["Deployment"]["spec"]
+    assert deployment["replicas"] == 1
+    assert deployment["strategy"] == {"type": "Recreate"}
+    pod = deployment["template"]["spec"]
+    assert [container["args"] for container in containers(pod)] == [["migrate"], ["serve"]]
+    claim = kinds["PersistentVolumeClaim"]["metadata"]
+    assert {"name": "data", "persistentVolumeClaim": {"claimName": claim["name"]}} in pod["volumes"]
+    assert claim["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_postgresql_migrates_before_the_new_pods(chart: helm_python.Chart) -> None:
+    kinds = by_kind(render(chart, POSTGRES))
+    assert "PersistentVolumeClaim" not in kinds
+    assert kinds["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    assert kinds["Deployment"]["spec"]["strategy"]["type"] == "RollingUpdate"
+    job = kinds["Job"]
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    # A hook of the first installation cannot use what the release itself creates.
+    assert "serviceAccountName" not in job["spec"]["template"]["spec"]
+    (migrate,) = job["spec"]["template"]["spec"]["containers"]
+    assert migrate["args"] == ["migrate"]
+    shared = {"GATEPASS_DATABASE_URL", "GATEPASS_MASTER_KEY_FILE", "GATEPASS_SIGNING_KEY_FILE"}
+    assert shared <= {entry["name"] for entry in migrate["env"]}
+    (gateway,) = kinds["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert gateway["image"].endswith("@sha256:" + "0" * 64)
+    assert gateway["envFrom"] == [{"secretRef": {"name": "mcp-credentials"}}]
+    environment = {entry["name"]: entry.get("value") for entry in gateway["env"]}
+    assert environment["GATEPASS_CONFIG"] == "/etc/gatepass/a.yaml:/etc/gatepass/b.yaml"
+    assert set(kinds["ConfigMap"]["data"]) == {"a.yaml", "b.yaml"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_environment_holds_only_settings_that_exist(chart: helm_python.Chart, name: str) -> None:
+    from gateway.config import Settings
+
+    known = {"GATEPASS_" + field.upper() for field in Settings.model_fields}
+    known |= {variable + "_FILE" for variable in known}
+    for pod in pods([item for item in render(chart, CASES[name]) if "spec" in item]):
+        for container in containers(pod):
+            names = [entry["name"] for entry in container["env"]]
+            assert set(names) <= known
+            assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parts_select_each_other(chart: helm_python.Chart, name: str) -> None:
+    kinds = by_kind(render(chart, CASES[name]))
+    labels = kinds["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+    assert kinds["Service"]["spec"]["selector"].items() <= labels
+    assert kinds["Deployment"]["spec"]["selector"]["matchLabels"].items() <= labels
+    assert kinds["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"].items() <= labels
+    if "PodDisruptionBudget" in kinds:
+        assert kinds["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"].items() <= labels
+    if "Job" in kinds:  # the Service must never send traffic to a migrating pod
+        job = kinds["Job"]["spec"]["template"]["metadata"]["labels"].items()
+        assert not kinds["Service"]["spec"]["selector"].items() <= job
+    probes = kinds["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert probes["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert probes["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_ingress_leads_to_the_service(chart: helm_python.Chart) -> None:
+    kinds = by_kind(render(chart, INGRESS))
+    (rule,) = kinds["Ingress"]["spec"]["rules"]
+    assert rule["host"] == "gatepass.example"
+    service = rule["http"]["paths"][0]["backend"]["service"]
+    assert service["name"] == kinds["Service"]["metadata"]["name"]
+    assert kinds["Ingress"]["spec"]["tls"][0]["secretName"] == "gatepass-tls"
+
+
+def test_network_policy_opens_only_what_is_named(chart: helm_python.Chart) -> None:
+    for values, allowed in (({}, {53, 443}), (POSTGRES, {53, 443, 5432})):
+        spec = by_kind(render(chart, values))["NetworkPolicy"]["spec"]
+        assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+        ports = [port for rule in spec["egress"] if "ports" in rule for port in rule["ports"]]
+        assert {port["port"] for port in ports} == allowed
+        assert all(rule.get("ports") or rule.get("to") for rule in spec["egress"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"replicaCount": 2}, id="two replicas on SQLite"),
+        pytest.param({"replicaCount": 0}, id="none"),
+        pytest.param(
+            {"database": {"kind": "postgresql"}, "keys": {"existingSecret": "k"}}, id="no database"
+        ),
+        pytest.param(
+            {"database": {"kind": "postgresql", "existingSecret": "d"}}, id="no shared keys"
+        ),
+        pytest.param({"database": {"kind": "mysql"}}, id="unknown database"),
+        pytest.param({"database": {"url": "postgresql://u:p@h/d"}}, id="secret as a value"),
+        pytest.param({"upstream": {"apiKey": "abc"}}, id="key as a value"),
+        pytest.param({"settings": {"GATEPASS_UPSTREAM_API_KEY": "abc"}}, id="key as a setting"),
+        pytest.param({"settings": {"LOG_LEVEL": "debug"}}, id="setting without the prefix"),
+        pytest.param({"settings": {"GATEPASS_LISTEN": "0.0.0.0:1"}}, id="setting the chart owns"),
+        pytest.param({"settings": {"GATEPASS_MAX_BODY_BYTES": 33554432}}, id="number unquoted"),
+        pytest.param({"ingress": {"enabled": True}}, id="ingress without a host"),
+        pytest.param({"image": {"digest": "sha256:abc"}}, id="short digest"),
+        pytest.param({"publicUrl": "gatepass.example"}, id="no scheme"),
+        pytest.param({"config": {"../x": "a"}}, id="file name that leaves the directory"),
+        pytest.param({"replicas": 2}, id="misspelt"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(
+    chart: helm_python.Chart, values: dict[str, Any]
+) -> None:
+    with pytest.raises(helm_python.HelmValuesError):
+        chart.validate_schema(chart.merge_values(values))
+
+
+def test_the_chart_ships_the_version_of_the_project() -> None:
+    metadata = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = (CHART.parent / "pyproject.toml").read_text()
+    version = re.search(r'^version = "(.+)"$', project, re.MULTILINE)
+    assert version is not None
+    assert metadata["version"] == metadata["appVersion"] == version.group(1)
