@@ -139,6 +139,8 @@ def _located(message: str) -> ConditionError:
     if found is None:
         return ConditionError(message.removesuffix(" [INVALID_ARGUMENT]").strip())
     line, column, what = found.groups()
+    # The list of every token that could have stood there helps nobody.
+    what = what.partition(" expecting {")[0]
     return ConditionError(what.removesuffix(" (in container '')"), int(line), int(column))
 
 
