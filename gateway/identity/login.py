@@ -100,6 +100,7 @@ async def create_link(
                 fields={"expires": records.timestamp(now + lifetime)},
             )
         )
+    await tx.sealed()
     return code
 
 

@@ -1,8 +1,8 @@
 """Users, their roles and reviewer groups: use cases and reads.
 
-Every change is one transaction that also writes its audit record; records name users by their
-pseudonymous `usr_…` id, never by e-mail address. Never decides whether the actor may do it:
-edges ask `gateway.identity.roles` first.
+Every change is one transaction with its audit record; records name users by their pseudonymous
+`usr_…` id, never by e-mail address. What gives authority returns only once a signed head covers
+its record; what takes it away does not wait. Edges ask `roles` whether the actor may do it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ async def create_user(ledger: Ledger, new: NewUser, *, actor: Actor, now: dateti
                 fields={"roles": list(user.roles)},
             )
         )
-        return _view(user, await lookup.groups(tx.session))
+        view = _view(user, await lookup.groups(tx.session))
+    await tx.sealed()
+    return view
 
 
 async def listing(db: Database, *, after: str | None = None, limit: int = 50) -> UserPage:
@@ -135,7 +137,9 @@ async def set_roles(
             row.roles = wanted
             tx.session.add(row)
             tx.record(_changed(row, "roles", actor, now))
-        return _view(row, await lookup.groups(tx.session))
+        view = _view(row, await lookup.groups(tx.session))
+    await tx.sealed()
+    return view
 
 
 async def disable(ledger: Ledger, user: str, *, actor: Actor, now: datetime) -> UserView:
@@ -163,7 +167,9 @@ async def enable(ledger: Ledger, user: str, *, actor: Actor, now: datetime) -> U
             row.disabled_at = None
             tx.session.add(row)
             tx.record(_changed(row, "disabled", actor, now))
-        return _view(row, await lookup.groups(tx.session))
+        view = _view(row, await lookup.groups(tx.session))
+    await tx.sealed()
+    return view
 
 
 async def _keep_an_admin(session: AsyncSession, leaving: User) -> None:

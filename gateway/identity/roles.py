@@ -17,7 +17,7 @@ class Permission(StrEnum):
     """One thing a person may do; the value is stable and appears in problems and docs."""
 
     READ_REQUESTS = "requests.read"
-    REVIEW = "requests.review"
+    REVIEW_REQUESTS = "requests.review"
     READ_EXCHANGES = "exchanges.read"
     READ_SERVERS = "servers.read"
     WRITE_SERVERS = "servers.write"
@@ -36,7 +36,7 @@ class Permission(StrEnum):
 SENTENCES: Mapping[Permission, str] = MappingProxyType(
     {
         Permission.READ_REQUESTS: "See approval requests with the exact arguments of each call.",
-        Permission.REVIEW: "Approve or deny approval requests.",
+        Permission.REVIEW_REQUESTS: "Approve or deny approval requests.",
         Permission.READ_EXCHANGES: "See what each app asked, round by round, and what came of it.",
         Permission.READ_SERVERS: "See registered servers and their tool definitions.",
         Permission.WRITE_SERVERS: "Register, change, test and remove servers; accept definitions.",
@@ -82,7 +82,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "reviewer": Role(
             "reviewer",
             "Decides approval requests, and sees what a viewer sees.",
-            _VIEWER | {Permission.REVIEW},
+            _VIEWER | {Permission.REVIEW_REQUESTS},
         ),
         "auditor": Role(
             "auditor",
@@ -92,7 +92,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "admin": Role(
             "admin",
             "Configures servers, apps, policies and users; needs the reviewer role to decide.",
-            frozenset(Permission) - {Permission.REVIEW},
+            frozenset(Permission) - {Permission.REVIEW_REQUESTS},
         ),
     }
 )

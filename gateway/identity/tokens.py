@@ -62,6 +62,7 @@ async def create_token(
             )
         )
         tx.record(_token_record("token.created", row.id, token_id, actor, now))
+    await tx.sealed()
     return token
 
 

@@ -29,7 +29,7 @@ def test_matrix(role: str, permission: Permission) -> None:
 
 
 def test_roles_add_up() -> None:
-    assert allowed(["admin", "reviewer"], Permission.REVIEW)
+    assert allowed(["admin", "reviewer"], Permission.REVIEW_REQUESTS)
     assert allowed(["reviewer", "auditor"], Permission.READ_AUDIT)
 
 
