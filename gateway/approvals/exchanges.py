@@ -1,0 +1,465 @@
+"""Exchanges as they are kept: opened, saved while they wait, claimed, observed, finished.
+
+Law of the path: what changes the world is recorded first. A claim (`begin_sending`) is a
+compare-and-set on state and fence; whoever loses it must not send.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import update
+from sqlmodel import col, select
+
+from gateway.approvals import reading
+from gateway.approvals.decisions import Approvals, subject
+from gateway.approvals.views import ExchangeView, Page
+from gateway.audit import records
+from gateway.audit.ledger import Transaction
+from gateway.audit.records import SYSTEM, Actor
+from gateway.errors import Conflict, NotFound, Refused
+from gateway.exchange.messages import Json, Mismatch, Observed
+from gateway.store.database import Database, compare_and_set
+from gateway.store.envelope import Envelope
+from gateway.store.ids import new_id
+from gateway.store.tables import App, ApprovalRequest, Exchange, HandedItem, ResponseId
+from gateway.telemetry import executions_total
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What is known of an exchange when it is opened. `servers` are labels."""
+
+    app_id: str
+    app_name: str
+    model: str | None
+    end_user: str | None
+    streamed: bool
+    background: bool
+    stored: bool
+    servers: tuple[str, ...]
+    overridden: tuple[str, ...]
+    body_digest: str
+
+
+@dataclass
+class Kept:
+    """An open exchange in the hands of this process. `fence` is that of its last claim."""
+
+    id: str
+    app_id: str
+    app_name: str
+    end_user: str | None
+    data_key: bytes
+    state: str
+    fence: int = 0
+    streamed: bool = False
+    background: bool = False
+    body_digest: str | None = None
+
+    @property
+    def subject(self) -> dict[str, str]:
+        """How audit records name it."""
+        return {"exchange": self.id, "app": self.app_name}
+
+    @property
+    def actor(self) -> Actor:
+        """The app, as audit records name it."""
+        return Actor("app", self.app_id, "key")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An exchange read back. `document` is what `save` wrote: `machine`, `forward`,
+    `approvals` (Azure's request id → ours); empty when it never waited.
+    """
+
+    kept: Kept
+    document: Json
+
+
+async def open_exchange(context: Approvals, opening: Opening, *, now: datetime) -> Kept:
+    """Record that an app's request with MCP tools was accepted. Waits for the signed head."""
+    exchange_id = new_id("exc", now)
+    kept = Kept(
+        exchange_id,
+        opening.app_id,
+        opening.app_name,
+        opening.end_user,
+        context.envelope.new_data_key(exchange_id),
+        "forwarding",
+        streamed=opening.streamed,
+        background=opening.background,
+        body_digest=opening.body_digest,
+    )
+    async with context.ledger.transaction() as tx:
+        tx.session.add(
+            Exchange(
+                id=exchange_id,
+                app_id=opening.app_id,
+                state="forwarding",
+                model=opening.model,
+                end_user=opening.end_user,
+                streamed=opening.streamed,
+                background=opening.background,
+                stored=opening.stored,
+                body_digest=opening.body_digest,
+                data_key=kept.data_key,
+                created_at=now,
+            )
+        )
+        fields: dict[str, Any] = {
+            "streamed": opening.streamed,
+            "background": opening.background,
+            "stored": opening.stored,
+            "servers": list(opening.servers),
+        }
+        if opening.model is not None:
+            fields["model"] = opening.model[:200]
+        tx.record(
+            records.make(
+                "exchange.opened",
+                now=now,
+                actor=kept.actor,
+                subject=kept.subject,
+                fields=fields,
+            )
+        )
+        if opening.overridden:
+            tx.record(
+                records.make(
+                    "security.overridden",
+                    now=now,
+                    actor=kept.actor,
+                    subject=kept.subject,
+                    fields={"what": list(opening.overridden)[:50]},
+                )
+            )
+    await tx.sealed()
+    return kept
+
+
+async def name_response(
+    context: Approvals, kept: Kept, response_id: str, round_number: int, *, now: datetime
+) -> None:
+    """Remember whose an upstream response id is; round 0's becomes the exchange's own."""
+    async with context.ledger.transaction() as tx:
+        if await tx.session.get(ResponseId, response_id) is None:
+            tx.session.add(
+                ResponseId(
+                    response_id=response_id,
+                    exchange_id=kept.id,
+                    app_id=kept.app_id,
+                    round=round_number,
+                    mediated=True,
+                    created_at=now,
+                )
+            )
+        if round_number == 0:
+            await tx.session.execute(
+                update(Exchange).where(col(Exchange.id) == kept.id).values(response_id=response_id)
+            )
+
+
+async def save(
+    tx: Transaction, envelope: Envelope, kept: Kept, saved: Json, approvals: Mapping[str, str]
+) -> None:
+    """Inside the caller's transaction: the exchange waits from now on, as `saved` says.
+
+    Raises `Conflict` when another process has claimed it in between.
+    """
+    document = orjson.dumps({**saved, "approvals": approvals})
+    changed = await compare_and_set(
+        tx.session,
+        update(Exchange)
+        .where(
+            col(Exchange.id) == kept.id,
+            col(Exchange.state) == kept.state,
+            col(Exchange.fence) == kept.fence,
+        )
+        .values(
+            state="holding",
+            snapshot=envelope.seal(kept.data_key, kept.id, "snapshot", document),
+            rounds=saved["machine"]["stitcher"]["round"] + 1,
+        ),
+    )
+    if changed != 1:
+        raise Conflict(f"The exchange {kept.id} is in other hands.", code="exchange_claimed")
+
+
+async def begin_sending(
+    context: Approvals, kept: Kept, released: Sequence[str], denied: Sequence[str], *, now: datetime
+) -> None:
+    """Claim the exchange and mark its approved calls as being sent, before a byte is.
+
+    From here on a crash leaves their outcome unknown. Raises `Conflict` when the claim is lost
+    or a call is not approved any more. Returns once the signed head covers the marks.
+    """
+    async with context.ledger.transaction() as tx:
+        changed = await compare_and_set(
+            tx.session,
+            update(Exchange)
+            .where(
+                col(Exchange.id) == kept.id,
+                col(Exchange.state) == "holding",
+                col(Exchange.fence) == kept.fence,
+            )
+            .values(state="sending", fence=kept.fence + 1),
+        )
+        if changed != 1:
+            raise Conflict(f"The exchange {kept.id} is in other hands.", code="exchange_claimed")
+        marked = await compare_and_set(
+            tx.session,
+            update(ApprovalRequest)
+            .where(
+                col(ApprovalRequest.id).in_(released),
+                col(ApprovalRequest.state) == "approved",
+                col(ApprovalRequest.execution) == "not_sent",
+            )
+            .values(execution="sending"),
+        )
+        if marked != len(released):
+            raise Conflict("A call of this round may not be sent.", code="not_releasable")
+        for approval_id in (*released, *denied):
+            row = await tx.session.get_one(ApprovalRequest, approval_id)
+            tx.record(
+                records.make(
+                    "release.sending",
+                    now=now,
+                    actor=SYSTEM,
+                    subject={**subject(row), "exchange": kept.id},
+                    key=str(kept.fence + 1),
+                    fields={
+                        "fence": kept.fence + 1,
+                        "approve": approval_id in released,
+                        "digest": row.digest,
+                        "round": row.round + 1,
+                    },
+                )
+            )
+    kept.state, kept.fence = "sending", kept.fence + 1
+    await tx.sealed()
+
+
+async def observe(
+    context: Approvals, kept: Kept, approval_id: str, observed: Observed, *, now: datetime
+) -> None:
+    """Record what became of a released call. Waits for the signed head."""
+    async with context.ledger.transaction() as tx:
+        row = await tx.session.get_one(ApprovalRequest, approval_id)
+        await tx.session.execute(
+            update(ApprovalRequest)
+            .where(
+                col(ApprovalRequest.id) == approval_id,
+                col(ApprovalRequest.execution) == "sending",
+            )
+            .values(execution=observed.outcome, arguments_match=observed.matches, executed_at=now)
+        )
+        fields: dict[str, Any] = {"outcome": observed.outcome, "fence": kept.fence}
+        if observed.matches is not None:
+            fields["match"] = observed.matches
+        tx.record(
+            records.make(
+                "execution.observed",
+                now=now,
+                actor=SYSTEM,
+                subject={**subject(row), "exchange": kept.id},
+                key=str(kept.fence),
+                fields=fields,
+            )
+        )
+    executions_total.labels(outcome=observed.outcome).inc()
+    await tx.sealed()
+    await context.wakeups.notify()
+
+
+async def alarm(
+    context: Approvals, kept: Kept, mismatch: Mismatch, approval_id: str | None, *, now: datetime
+) -> None:
+    """Record an execution that nobody approved, or another one than was approved."""
+    about = {**kept.subject, "server": mismatch.server_label, "tool": mismatch.tool}
+    if approval_id is not None:
+        about["approval"] = approval_id
+    async with context.ledger.transaction() as tx:
+        tx.record(
+            records.make(
+                "execution.mismatch",
+                now=now,
+                actor=SYSTEM,
+                subject=about,
+                key=new_id("mis", now),
+                fields={"code": mismatch.why, "fence": kept.fence},
+            )
+        )
+    executions_total.labels(outcome="mismatch").inc()
+    await tx.sealed()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an exchange ended; `response` is the object that the app may retrieve from now on."""
+
+    outcome: str
+    rounds: int
+    response: Json | None
+    code: str | None = None
+
+
+async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetime) -> None:
+    """Keep the final response, record the end. Waits for the signed head."""
+    response = ending.response
+    state = {"failed": "failed", "cancelled": "cancelled"}.get(ending.outcome, "done")
+    final = None
+    if response is not None:
+        final = context.envelope.seal(kept.data_key, kept.id, "final", orjson.dumps(response))
+    async with context.ledger.transaction() as tx:
+        await tx.session.execute(
+            update(Exchange)
+            .where(col(Exchange.id) == kept.id, col(Exchange.fence) == kept.fence)
+            .values(state=state, final=final, rounds=ending.rounds, finished_at=now, snapshot=None)
+        )
+        for item in (response or {}).get("output") or []:
+            if item.get("type") in {"mcp_call", "mcp_list_tools", "mcp_approval_request"}:
+                await tx.session.merge(
+                    HandedItem(
+                        item_id=str(item.get("id")),
+                        app_id=kept.app_id,
+                        exchange_id=kept.id,
+                        digest=item_digest(item),
+                    )
+                )
+        fields: dict[str, Any] = {"outcome": ending.outcome, "rounds": ending.rounds}
+        if ending.code is not None:
+            fields["code"] = ending.code[:200]
+        tx.record(
+            records.make(
+                "exchange.finished",
+                now=now,
+                actor=SYSTEM,
+                subject=kept.subject,
+                fields=fields,
+            )
+        )
+    kept.state = state
+    await tx.sealed()
+
+
+def item_digest(item: Mapping[str, Any]) -> str:
+    """What an item handed to an app is recognised by when it comes back."""
+    return hashlib.sha256(orjson.dumps(item, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+async def unfinished(db: Database) -> list[str]:
+    """Ids of the exchanges that were open when the process before this one ended."""
+    async with db.reading() as session:
+        found = await session.exec(
+            select(Exchange.id)
+            .where(col(Exchange.state).in_(["forwarding", "holding", "sending"]))
+            .order_by(col(Exchange.id))
+        )
+        return list(found.all())
+
+
+async def load(db: Database, envelope: Envelope, exchange_id: str) -> Saved:
+    """An exchange with its snapshot, if it has one; raises `NotFound`."""
+    async with db.reading() as session:
+        row = await session.get(Exchange, exchange_id)
+        if row is None or row.data_key is None:
+            raise NotFound(f"There is no exchange {exchange_id}.")
+        app = await session.get(App, row.app_id)
+    kept = Kept(
+        row.id,
+        row.app_id,
+        app.name if app else row.app_id,
+        row.end_user,
+        row.data_key,
+        row.state,
+        row.fence,
+        row.streamed,
+        row.background,
+        row.body_digest,
+    )
+    if row.snapshot is None:
+        return Saved(kept, {})
+    document = orjson.loads(envelope.open(row.data_key, row.id, "snapshot", row.snapshot))
+    return Saved(kept, document)
+
+
+async def final_response(db: Database, envelope: Envelope, exchange_id: str) -> Json | None:
+    """The finished response object as it was handed over, or None."""
+    async with db.reading() as session:
+        row = await session.get(Exchange, exchange_id)
+    if row is None or row.final is None or row.data_key is None:
+        return None
+    response: Json = orjson.loads(envelope.open(row.data_key, row.id, "final", row.final))
+    return response
+
+
+async def listing(
+    db: Database, *, app: str | None = None, after: str | None = None, limit: int = 50
+) -> Page[ExchangeView]:
+    """Exchanges with MCP tools, newest first."""
+    limit = max(1, min(limit, 200))
+    statement = (
+        select(Exchange, App.name)
+        .join(App, col(App.id) == Exchange.app_id, isouter=True)
+        .order_by(col(Exchange.id).desc())
+        .limit(limit + 1)
+    )
+    if app:
+        statement = statement.where(App.name == app)
+    if after:
+        if not after.startswith("exc_"):
+            raise Refused("'after' is not the id of an exchange.", param="after")
+        statement = statement.where(col(Exchange.id) < after)
+    async with db.reading() as session:
+        rows = (await session.exec(statement)).all()
+    items = [_view(row, name) for row, name in rows[:limit]]
+    return Page(items, items[-1].id if len(rows) > limit else None)
+
+
+async def read(db: Database, envelope: Envelope, exchange_id: str) -> ExchangeView:
+    """One exchange with its calls; raises `NotFound`."""
+    async with db.reading() as session:
+        row = await session.get(Exchange, exchange_id)
+        if row is None:
+            raise NotFound(f"There is no exchange {exchange_id}.")
+        app = await session.get(App, row.app_id)
+        ids = await session.exec(
+            select(ResponseId.response_id)
+            .where(ResponseId.exchange_id == exchange_id)
+            .order_by(col(ResponseId.round))
+        )
+        calls = await reading.of_exchange(session, envelope, exchange_id)
+        return _view(row, app.name if app else None, tuple(ids.all()), calls)
+
+
+def _view(
+    row: Exchange,
+    app: str | None,
+    upstream_ids: tuple[str, ...] = (),
+    calls: tuple[Any, ...] = (),
+) -> ExchangeView:
+    return ExchangeView(
+        id=row.id,
+        state=row.state,
+        app=app or row.app_id,
+        response_id=row.response_id,
+        model=row.model,
+        end_user=row.end_user,
+        streamed=row.streamed,
+        background=row.background,
+        rounds=row.rounds,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        upstream_ids=upstream_ids,
+        approval_requests=calls,
+    )

@@ -1,0 +1,298 @@
+"""Approval requests read: lists, one, those of an exchange, and waiting for one to change.
+
+Nothing here changes a row. What the signed ledger does not have yet is not shown to anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlmodel import col, or_, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from gateway.approvals import lifecycle, views
+from gateway.approvals.decisions import Approvals
+from gateway.approvals.views import ApprovalView, Page
+from gateway.errors import NotFound, Refused
+from gateway.exchange.messages import Answer, Call
+from gateway.store.database import Database
+from gateway.store.envelope import Envelope
+from gateway.store.tables import App, ApprovalRequest, AuditRecord, Exchange, Review
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to list; `after` is the cursor of the page before."""
+
+    state: str | None = None
+    app: str | None = None
+    server: str | None = None
+    tool: str | None = None
+    after: str | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True)
+class LeftOpen:
+    """A call that an exchange asked for and never answered; `answer` None while undecided."""
+
+    approval_id: str
+    call: Call
+    answer: Answer | None
+
+
+async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[ApprovalView]:
+    """Requests that stand in the signed ledger: pending ones by deadline, others newest first."""
+    limit = max(1, min(query.limit, 200))
+    pending = query.state == lifecycle.PENDING
+    key = col(ApprovalRequest.deadline if pending else ApprovalRequest.created_at)
+    statement = select(ApprovalRequest).where(shown())
+    for column, value in (
+        (ApprovalRequest.state, query.state),
+        (ApprovalRequest.app_name, query.app),
+        (ApprovalRequest.server_label, query.server),
+        (ApprovalRequest.tool, query.tool),
+    ):
+        if value:
+            statement = statement.where(col(column) == value)
+    async with db.reading() as session:
+        if query.after:
+            row = await session.get(ApprovalRequest, query.after)
+            if row is None:
+                raise Refused("'after' is not the id of a request.", param="after")
+            mark, ident = (row.deadline if pending else row.created_at), col(ApprovalRequest.id)
+            beyond = (key > mark, ident > row.id) if pending else (key < mark, ident < row.id)
+            statement = statement.where(or_(beyond[0], (key == mark) & beyond[1]))
+        order = (
+            (key.asc(), col(ApprovalRequest.id).asc())
+            if pending
+            else (key.desc(), col(ApprovalRequest.id).desc())
+        )
+        found = await session.exec(statement.order_by(*order).limit(limit + 1))
+        rows = list(found.all())
+        items = await _views(session, envelope, rows[:limit])
+    return Page(items, rows[limit - 1].id if len(rows) > limit else None)
+
+
+async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalView:
+    """One request; raises `NotFound`."""
+    async with db.reading() as session:
+        found = await session.exec(
+            select(ApprovalRequest).where(ApprovalRequest.id == approval_id, shown())
+        )
+        row = found.first()
+        if row is None:
+            raise NotFound(f"There is no approval request {approval_id}.")
+        return (await _views(session, envelope, [row]))[0]
+
+
+async def of_exchange(
+    session: AsyncSession, envelope: Envelope, exchange_id: str
+) -> tuple[ApprovalView, ...]:
+    """Every request of one exchange, oldest first."""
+    found = await session.exec(
+        select(ApprovalRequest)
+        .where(ApprovalRequest.exchange_id == exchange_id)
+        .order_by(col(ApprovalRequest.id))
+    )
+    return tuple(await _views(session, envelope, found.all()))
+
+
+async def answers(
+    db: Database, envelope: Envelope, approval_ids: Sequence[str]
+) -> dict[str, Answer]:
+    """What Azure is to be told about those of these requests that are decided."""
+    async with db.reading() as session:
+        found = await session.exec(
+            select(ApprovalRequest, Exchange.data_key)
+            .join(Exchange, col(Exchange.id) == ApprovalRequest.exchange_id)
+            .where(
+                col(ApprovalRequest.id).in_(approval_ids),
+                ApprovalRequest.state != lifecycle.PENDING,
+            )
+        )
+        rows = found.all()
+    given = {}
+    for row, data_key in rows:
+        reason = Opener(envelope, row.exchange_id, data_key).text(f"reason:{row.id}", row.reason)
+        answer = lifecycle.answer(row.state, reason)
+        if answer is not None:
+            given[row.id] = answer
+    return given
+
+
+async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[LeftOpen]:
+    """The calls of the exchange's last round, if it ended without telling Azure about them.
+
+    A call that was approved and already sent by another continuation is answered with no: one
+    approval is one execution.
+    """
+    async with db.reading() as session:
+        exchange = await session.get(Exchange, exchange_id)
+        if exchange is None:
+            return []
+        found = await session.exec(
+            select(ApprovalRequest).where(
+                ApprovalRequest.exchange_id == exchange_id,
+                ApprovalRequest.round == exchange.rounds - 1,
+            )
+        )
+        rows = found.all()
+    opener = Opener(envelope, exchange_id, exchange.data_key)
+    calls = []
+    for row in rows:
+        answer = lifecycle.answer(row.state, opener.text(f"reason:{row.id}", row.reason))
+        if answer is not None and answer.approve and row.execution != "not_sent":
+            answer = Answer(approve=False, reason="This call has already been carried out.")
+        call = Call(
+            row.upstream_id, row.server_label, row.tool, opener.payload(row)["arguments"], row.round
+        )
+        calls.append(LeftOpen(row.id, call, answer))
+    return calls
+
+
+async def wait(context: Approvals, approval_id: str, seconds: float) -> ApprovalView:
+    """The request once it is decided, or as it is after `seconds`."""
+    view = await read(context.db, context.envelope, approval_id)
+    if view.state == lifecycle.PENDING:
+        await context.wakeups.wait([approval_id], seconds)
+        view = await read(context.db, context.envelope, approval_id)
+    return view
+
+
+def shown() -> Any:
+    """The condition of every list: Nobody is shown what the signed ledger does not have yet."""
+    return col(ApprovalRequest.record_id).in_(
+        select(AuditRecord.id).where(col(AuditRecord.index).is_not(None))
+    )
+
+
+async def _views(
+    session: AsyncSession, envelope: Envelope, rows: Sequence[ApprovalRequest]
+) -> list[ApprovalView]:
+    if not rows:
+        return []
+    ids = [row.id for row in rows]
+    found = await session.exec(
+        select(Review).where(col(Review.approval_id).in_(ids)).order_by(col(Review.id))
+    )
+    reviews = list(found.all())
+    keys = dict(
+        (
+            await session.exec(
+                select(Exchange.id, Exchange.data_key).where(
+                    col(Exchange.id).in_({row.exchange_id for row in rows})
+                )
+            )
+        ).all()
+    )
+    owners = dict(
+        (
+            await session.exec(
+                select(App.id, App.owner).where(col(App.id).in_({row.app_id for row in rows}))
+            )
+        ).all()
+    )
+    named = [row.record_id for row in rows]
+    named += [row.decision_record_id for row in rows if row.decision_record_id]
+    indexes = dict(
+        (
+            await session.exec(
+                select(AuditRecord.id, AuditRecord.index).where(col(AuditRecord.id).in_(named))
+            )
+        ).all()
+    )
+    return [
+        _view(
+            row,
+            Opener(envelope, row.exchange_id, keys.get(row.exchange_id)),
+            [review for review in reviews if review.approval_id == row.id],
+            owners.get(row.app_id),
+            views.RecordIndexes(
+                indexes.get(row.record_id), indexes.get(row.decision_record_id or "")
+            ),
+        )
+        for row in rows
+    ]
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens the sealed texts of one exchange; None where the data key is gone."""
+
+    envelope: Envelope
+    exchange_id: str
+    data_key: bytes | None
+
+    def text(self, name: str, sealed: bytes | None) -> str | None:
+        """The text sealed under `name`."""
+        if sealed is None or self.data_key is None:
+            return None
+        return self.envelope.open(self.data_key, self.exchange_id, name, sealed).decode()
+
+    def payload(self, row: ApprovalRequest) -> dict[str, Any]:
+        """`arguments` and `nonce` of a request."""
+        text = self.text(f"call:{row.id}", row.payload)
+        return {"arguments": "", "nonce": ""} if text is None else orjson.loads(text)
+
+
+def _view(
+    row: ApprovalRequest,
+    opener: Opener,
+    reviews: Sequence[Review],
+    owner: str | None,
+    indexes: views.RecordIndexes,
+) -> ApprovalView:
+    decision = None
+    if row.decided_at is not None:
+        decision = views.DecisionView(
+            by=row.decided_by or "",
+            verdict="approve" if row.state == lifecycle.APPROVED else "deny",
+            at=row.decided_at,
+            reason=opener.text(f"reason:{row.id}", row.reason),
+        )
+    return ApprovalView(
+        id=row.id,
+        state=row.state,
+        exchange_id=row.exchange_id,
+        app=row.app_name,
+        end_user=row.end_user,
+        server=views.ServerName(row.server_label, row.server_url),
+        server_id=row.server_id,
+        tool=row.tool,
+        arguments=opener.payload(row)["arguments"],
+        digest=row.digest,
+        risk_signals=tuple(row.risk_signals),
+        rule=row.rule,
+        policy_digest=row.policy_digest,
+        quorum=views.Quorum(
+            row.quorum_needed, sum(review.verdict == "approve" for review in reviews)
+        ),
+        groups=tuple(row.reviewer_groups or ()),
+        require_reason=row.require_reason,
+        created_at=row.created_at,
+        deadline=row.deadline,
+        reviews=tuple(
+            views.ReviewView(
+                reviewer=review.reviewer,
+                verdict=review.verdict,
+                channel=review.channel,
+                at=review.created_at,
+                reason=opener.text(f"review:{review.id}:reason", review.reason),
+                note=opener.text(f"review:{review.id}:note", review.note),
+            )
+            for review in reviews
+        ),
+        decision=decision,
+        execution=row.execution,
+        arguments_match=row.arguments_match,
+        executed_at=row.executed_at,
+        definition=row.definition,
+        definition_digest=row.definition_digest,
+        round=row.round,
+        record=indexes,
+        owner=owner,
+    )
