@@ -12,7 +12,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.demo.wire import JSON, Clock, compact, utc_now
+from gateway.demo.wire import JSON, compact
+from gateway.telemetry import Clock, utc_now
 
 Account = Annotated[str, Field(description="Account number", pattern=r"^\d{4}$")]
 

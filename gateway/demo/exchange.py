@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
 from gateway.demo.context import Given, understand
 from gateway.demo.mcp_tools import servers
-from gateway.demo.model import Script, read, since_user
+from gateway.demo.model import Directive, Script, read, since_user
 from gateway.demo.objects import new_response
 from gateway.demo.run import Job
+from gateway.demo.service import UpstreamSettings
 from gateway.demo.store import Memory
 from gateway.demo.wire import (
     JSON,
     ApiError,
-    Clock,
     bad_request,
     content_filtered,
     new_id,
@@ -24,56 +21,21 @@ from gateway.demo.wire import (
 )
 
 
-class Behaviour(Protocol):
-    """The part of the upstream's settings that a request is judged by."""
-
-    @property
-    def list_failures(self) -> str: ...
-    @property
-    def delta_delay(self) -> float: ...
-    @property
-    def replayable_approvals(self) -> bool: ...
-    @property
-    def clock(self) -> Clock: ...
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """One accepted request. `response` is the job's, shown as it grows; `delay` is in seconds."""
-
-    job: Job
-    delay: float = 0.0
-
-    @property
-    def response(self) -> JSON:
-        return self.job.response
-
-
-def begin(body: JSON, memory: Memory, behaviour: Behaviour) -> Exchange:
+def begin(body: JSON, memory: Memory, settings: UpstreamSettings) -> Job:
     """Check a body and prepare its run. ApiError with the service's texts when it is refused."""
     _check_parameters(body)
-    now = behaviour.clock()
+    now = settings.clock()
     known = servers(body.get("tools") or [])
     previous = body.get("previous_response_id")
     earlier = memory.previous(previous, now) if previous else []
     given = understand(body, earlier, memory.find, known)
     text, _ = since_user(given.context)
     script = read(text)
-    faults, delay = _faults(script, given, memory, previous)
-    if not behaviour.replayable_approvals:
+    faults = _faults(script, given, memory, previous)
+    if not settings.replayable_approvals:
         _claim(given, memory)
     response = new_response(body, new_id("resp"), int(now.timestamp()))
-    job = Job(
-        body,
-        given,
-        response,
-        known,
-        behaviour.clock,
-        faults,
-        behaviour.delta_delay,
-        behaviour.list_failures,
-    )
-    return Exchange(job, delay)
+    return Job(body, given, response, known, script, settings, faults)
 
 
 def _check_parameters(body: JSON) -> None:
@@ -102,9 +64,7 @@ def _check_parameters(body: JSON) -> None:
         )
 
 
-def _faults(
-    script: Script, given: Given, memory: Memory, previous: object
-) -> tuple[frozenset[str], float]:
+def _faults(script: Script, given: Given, memory: Memory, previous: object) -> dict[str, Directive]:
     """The faults due for this request; those that refuse it are raised here, before any work."""
     key = f"{script.text} {previous}"
     due = [f for f in script.faults if f.on_resume == given.is_resume and memory.due(f, key)]
@@ -120,8 +80,7 @@ def _faults(
                 raise previous_not_found(str(previous))
             case _:
                 continue
-    delay = sum(f.seconds for f in due if f.name == "slow")
-    return frozenset(f.name for f in due), delay
+    return {fault.name: fault for fault in due}
 
 
 def _claim(given: Given, memory: Memory) -> None:

@@ -33,7 +33,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.demo.bank import TOOLS, Bank, BankRefused, BankTool, perform
 from gateway.demo.runner import run_until_stopped
-from gateway.demo.wire import JSON, Clock, compact, utc_now
+from gateway.demo.wire import JSON, compact
+from gateway.telemetry import Clock, utc_now
 
 
 @dataclass(frozen=True)

@@ -7,43 +7,38 @@ background task logs it. Faults and quirks asked for by the script happen here, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 from gateway.demo import events
 from gateway.demo.choice import Situation, choose, resolve
 from gateway.demo.context import Answer, Given, tool_lists
 from gateway.demo.mcp_tools import McpFailure, McpServer, call_tool, list_tools
-from gateway.demo.model import Call, Script, Turn, read, since_user
+from gateway.demo.model import Call, Directive, Script, Turn
 from gateway.demo.objects import finish, is_reasoning_model
-from gateway.demo.wire import JSON, ApiError, Clock, compact, new_id, server_error
+from gateway.demo.service import UpstreamSettings
+from gateway.demo.wire import JSON, ApiError, compact, new_id, server_error
 
 _MAX_ROUNDS = 25
 
 
-class Dropped(Exception):
-    """The script wants the connection to be cut here, without an end."""
-
-
 @dataclass(frozen=True)
 class Job:
-    """All that one run needs. `response` is filled in as the run proceeds."""
+    """All that one run needs. `response` is filled in as the run proceeds; `faults` by name."""
 
     body: JSON
     given: Given
     response: JSON
     servers: Mapping[str, McpServer]
-    clock: Clock
-    faults: frozenset[str] = frozenset()
-    delta_delay: float = 0.0
-    list_failures: str = "request"
+    script: Script
+    settings: UpstreamSettings
+    faults: Mapping[str, Directive]
 
 
 @dataclass
 class _Run:
     job: Job
     numbers: events.Numbering
-    script: Script
     lists: dict[str, list[JSON]] = field(default_factory=dict)
 
     @property
@@ -58,19 +53,14 @@ class _Run:
         return len(output) - 1
 
     def quirk(self, name: str) -> bool:
-        return self.script.has_quirk(name, resume=self.job.given.is_resume)
+        return self.job.script.has_quirk(name, resume=self.job.given.is_resume)
 
 
-async def events_of(job: Job) -> AsyncIterator[JSON]:
-    """The whole event sequence of one response, ending with its terminal event.
-
-    Raises ApiError before the first event only if `inventory` was not called first; Dropped where
-    the script asks for a cut.
-    """
+async def events_of(job: Job) -> AsyncGenerator[JSON, None]:
+    """The whole event sequence of one response, ending with its terminal event. Never raises."""
     options = job.body.get("stream_options") or {}
     numbers = events.Numbering(obfuscate=options.get("include_obfuscation") is not False)
-    text, _ = since_user(job.given.context)
-    run = _Run(job, numbers, read(text))
+    run = _Run(job, numbers)
     yield _lifecycle(run, "created")
     if job.response["status"] == "queued":
         yield _lifecycle(run, "queued")
@@ -79,8 +69,8 @@ async def events_of(job: Job) -> AsyncIterator[JSON]:
     try:
         async for event in _body(run):
             yield event
-            if job.delta_delay and event["type"].endswith(".delta"):
-                await asyncio.sleep(job.delta_delay)
+            if job.settings.delta_delay and event["type"].endswith(".delta"):
+                await asyncio.sleep(job.settings.delta_delay)
     except ApiError as problem:
         for event in _failure(run, problem):
             yield event
@@ -110,17 +100,15 @@ def _ending(run: _Run) -> list[JSON]:
         status, reason = "incomplete", "max_output_tokens"
     elif "output-filter" in job.faults:
         status, reason = "incomplete", "content_filter"
-    finish(job.response, job.given.context, status, int(job.clock().timestamp()))
+    finish(job.response, job.given.context, status, int(job.settings.clock().timestamp()))
     if reason:
         job.response["incomplete_details"] = {"reason": reason}
     return [_lifecycle(run, status)]
 
 
 async def _body(run: _Run) -> AsyncIterator[JSON]:
-    for event in _oddities(run):
+    async for event in _prelude(run):
         yield event
-    if "mid-stream-error" in run.job.faults:
-        raise server_error()
     async for event in _inventories(run):
         yield event
     async for event in _resumed(run):
@@ -133,11 +121,16 @@ async def _body(run: _Run) -> AsyncIterator[JSON]:
             return
 
 
-def _oddities(run: _Run) -> Iterator[JSON]:
+async def _prelude(run: _Run) -> AsyncIterator[JSON]:
+    """What the script wants to happen before any work."""
     if run.quirk("keepalive"):
         yield run.numbers.event("keepalive")
     if run.quirk("unknown-event"):
         yield run.numbers.event("response.from_the_future", note="unknown to every client")
+    if slow := run.job.faults.get("slow"):
+        await asyncio.sleep(slow.seconds)
+    if "mid-stream-error" in run.job.faults:
+        raise server_error()
 
 
 async def _resumed(run: _Run) -> AsyncIterator[JSON]:
@@ -160,7 +153,7 @@ async def _inventories(run: _Run) -> AsyncIterator[JSON]:
             run.lists[label] = item["tools"]
         except McpFailure as problem:
             error = problem.as_list_error(label)
-            if run.job.list_failures == "request":
+            if run.job.settings.list_failures == "request":
                 raise error from problem
             item |= {"tools": [], "error": error.message}
         for event in events.tool_list(run.numbers, run.open(item), item):
@@ -202,13 +195,11 @@ async def _tool_call(
     run.open(item)
     for event in events.call_ended(run.numbers, index, item):
         yield event
-    if "drop-stream" in run.job.faults:
-        raise Dropped
 
 
 def _situation(run: _Run) -> Situation:
     output = run.job.response["output"]
-    return Situation(run.script, run.job.body, run.context, output, run.job.servers, run.lists)
+    return Situation(run.job.script, run.job.body, run.context, output, run.job.servers, run.lists)
 
 
 async def _perform(run: _Run, turn: Turn) -> AsyncIterator[JSON]:
@@ -222,8 +213,6 @@ async def _perform(run: _Run, turn: Turn) -> AsyncIterator[JSON]:
         index = len(run.job.response["output"])
         for event in events.message(run.numbers, index, said):
             yield event
-            if "drop-stream" in run.job.faults and event["type"].endswith(".delta"):
-                raise Dropped
         run.open(said)
     for call in turn.calls:
         async for event in _make(run, call):

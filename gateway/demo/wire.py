@@ -7,19 +7,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.errors import GatepassError
 
 JSON = dict[str, Any]
-Clock = Callable[[], datetime]
-
-
-def utc_now() -> datetime:
-    """The upstream stands for a remote machine, which has a clock of its own."""
-    return datetime.now(UTC)  # noqa: TID251
 
 
 def new_id(prefix: str) -> str:

@@ -1,0 +1,139 @@
+"""POST /responses: the plain, the streamed and the background way of answering, and how they break.
+
+The events come from `run`; here they become a body, a stream or a log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from gateway.demo.events import encode
+from gateway.demo.exchange import begin
+from gateway.demo.retrieval import replay
+from gateway.demo.run import Job, events_of
+from gateway.demo.runner import cut_connection
+from gateway.demo.service import Service
+from gateway.demo.store import Stored, later
+from gateway.demo.wire import JSON, ApiError, bad_request, compact, server_error
+
+SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+_CUT_AFTER = ("response.mcp_call.completed", "response.output_text.delta")
+
+
+async def create(service: Service, request: Request) -> Response:
+    """Answer one POST. ApiError when the request is refused before anything ran."""
+    job = begin(parse_object(await request.body()), service.memory, service.settings)
+    if "drop-before-bytes" in job.faults:
+        return await _lost(service, request, job)
+    if job.body.get("background"):
+        return await _background(service, job)
+    if job.body.get("stream"):
+        return StreamingResponse(_streamed(service, request, job), headers=SSE)
+    return await _plain(service, request, job)
+
+
+def parse_object(raw: bytes) -> JSON:
+    """A JSON object; ApiError(400) with the service's text for anything else."""
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise bad_request(
+            "We could not parse the JSON body of your request. (HINT: This likely means you "
+            "aren't using your HTTP library correctly. The API expects a JSON payload.)"
+        )
+    return body
+
+
+def _remember(service: Service, job: Job, *, streamed: bool) -> None:
+    if not job.response["store"]:
+        return
+    delay = service.settings.propagation_delay if streamed else 0.0
+    available = later(service.settings.clock(), delay)
+    stored = Stored(job.response, job.given.context, streamed=streamed, chainable_from=available)
+    service.memory.put(stored)
+
+
+async def _finished(service: Service, job: Job, *, streamed: bool) -> JSON | None:
+    """Run to the end without showing it; the error object if it failed."""
+    error: JSON | None = None
+    async for event in events_of(job):
+        error = event["error"] if event["type"] == "error" else error
+    if job.response["status"] != "failed":
+        _remember(service, job, streamed=streamed)
+    return error
+
+
+async def _plain(service: Service, request: Request, job: Job) -> Response:
+    error = await _finished(service, job, streamed=False)
+    if error is not None:
+        status = 424 if error["type"] == "external_connector_error" else 500
+        return JSONResponse({"error": error}, status)
+    if "drop-stream" in job.faults:
+        return _truncated(request, job.response)
+    return JSONResponse(job.response)
+
+
+def _truncated(request: Request, response: JSON) -> Response:
+    """Half a body under a length that promises all of it."""
+    whole = compact(response).encode()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield whole[: len(whole) // 2]
+        await cut_connection(request.scope)
+
+    headers = {"content-type": "application/json", "content-length": str(len(whole))}
+    return StreamingResponse(half(), headers=headers)
+
+
+async def _lost(service: Service, request: Request, job: Job) -> Response:
+    """Everything happens, and nobody hears of it: not a byte is answered."""
+    await _finished(service, job, streamed=bool(job.body.get("stream")))
+    await cut_connection(request.scope)
+    return Response()
+
+
+async def _streamed(service: Service, request: Request, job: Job) -> AsyncIterator[bytes]:
+    async with aclosing(events_of(job)) as events:
+        async for event in events:
+            if event["type"] in ("response.completed", "response.incomplete"):
+                _remember(service, job, streamed=True)
+            yield encode(event)
+            if "drop-stream" in job.faults and _is_cut(event):
+                await cut_connection(request.scope)
+                return
+
+
+def _is_cut(event: JSON) -> bool:
+    item = event.get("item") or {}
+    return event["type"] in _CUT_AFTER or item.get("type") == "mcp_approval_request"
+
+
+async def _background(service: Service, job: Job) -> Response:
+    if service.tasks is None:
+        raise ApiError(503, "Background responses need the app's lifespan to be running.")
+    streamed = bool(job.body.get("stream"))
+    stored = Stored(job.response, job.given.context, streamed=streamed, background=True)
+    service.memory.put(stored)
+    queued = dict(job.response)
+    stored.cancel = service.tasks.create_task(_work(stored, job)).cancel
+    if streamed:
+        return StreamingResponse(replay(stored, -1), headers=SSE)
+    return JSONResponse(queued)
+
+
+async def _work(stored: Stored, job: Job) -> None:
+    """Run to the end whatever happens: a failure here must not take the service down."""
+    try:
+        async for event in events_of(job):
+            await stored.note(event)
+    except Exception:
+        job.response.update(status="failed", error=server_error().error())
+    finally:
+        await stored.end()
