@@ -63,9 +63,8 @@ migration: .venv/.test ## draft a migration from the changed tables (M="add a co
 	@$(BIN)/alembic revision --autogenerate -m "$(M)"
 
 messages: .venv/.test ## collect the texts of pages and bring the translations up to date
-	@$(BIN)/pybabel --quiet extract -F web/babel.cfg --no-location --sort-output --project gatepass -o .venv/messages.pot web
-	@$(BIN)/pybabel --quiet update -D messages -i .venv/messages.pot -d web/locales --no-fuzzy-matching
-	@$(BIN)/pybabel --quiet compile -D messages -d web/locales --statistics
+	@$(BIN)/pybabel --quiet extract -F web/locales/babel.cfg --no-location --sort-output --project gatepass -o .venv/messages.pot web
+	@$(BIN)/pybabel --quiet update -D web -i .venv/messages.pot -d web/locales --no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date
 
 lock: ## resolve requirements/*.in again (needs uv)
 	@command -v uv >/dev/null || { echo "uv is needed: https://docs.astral.sh/uv"; exit 2; }

@@ -1,0 +1,113 @@
+"""Rewrite what the documents can take from the code: the settings and the map of modules.
+
+Replaces the text between `<!-- generated: NAME -->` and `<!-- end -->`; touches nothing else.
+With `--check` writes nothing and exits 1 when a file would change.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from gateway.config import PREFIX, Settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def settings() -> Iterator[str]:
+    """One row per setting, as the gateway itself declares them."""
+    yield "| variable | default | kind | what it does |"
+    yield "|---|---|---|---|"
+    for name, field in Settings.model_fields.items():
+        default = _default(field.get_default())
+        kind = _kind(field)
+        yield f"| `{PREFIX}{name.upper()}` | {default} | {kind} | {field.description} |"
+
+
+def _default(value: object) -> str:
+    match value:
+        case None | "" | ():
+            return "–"
+        case timedelta():
+            seconds = int(value.total_seconds())
+            for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+                if seconds % size == 0:
+                    return f"`{seconds // size}{unit}`"
+            return f"`{seconds}s`"
+        case _:
+            return f"`{value}`"
+
+
+def _kind(field: FieldInfo) -> str:
+    annotation: Any = field.annotation
+    if isinstance(annotation, types.UnionType):
+        annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    match typing.get_origin(annotation):
+        case typing.Literal:
+            return " or ".join(f"`{choice}`" for choice in typing.get_args(annotation))
+        case origin if origin is tuple:
+            return "list"
+    names = {SecretStr: "secret", Path: "path", timedelta: "duration", int: "number"}
+    return names.get(annotation, "text")
+
+
+def modules() -> Iterator[str]:
+    """One row per package: what it owns, by its own first sentence, and its modules."""
+    yield "| package | owns | modules |"
+    yield "|---|---|---|"
+    for top in ("gateway", "web"):
+        for package in sorted(path.parent for path in (ROOT / top).rglob("__init__.py")):
+            names = sorted(path.stem for path in package.glob("*.py") if path.stem != "__init__")
+            listed = " ".join(f"`{name}`" for name in names)
+            yield f"| `{package.relative_to(ROOT)}/` | {_first_sentence(package)} | {listed} |"
+
+
+def _first_sentence(package: Path) -> str:
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return paragraph.split(". ")[0].rstrip(".").replace("|", "\\|")
+
+
+PARTS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
+    "settings": ("docs/configuration-reference.md", settings),
+    "modules": ("ARCHITECTURE.md", modules),
+}
+
+
+def rewritten(text: str, name: str, rows: Iterator[str]) -> str:
+    """`text` with the part `name` replaced; raises ValueError when its marks are missing."""
+    opening, closing = f"<!-- generated: {name} -->\n", "<!-- end -->"
+    before, mark, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not mark or not end:
+        raise ValueError(f"no part {name!r}")
+    return before + opening + "\n".join(rows) + "\n" + end + after
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite, or with `--check` report; the exit code says whether anything was out of date."""
+    stale = []
+    for name, (file, rows) in PARTS.items():
+        path = ROOT / file
+        text = path.read_text()
+        wanted = rewritten(text, name, rows())
+        if wanted != text:
+            stale.append(file)
+            if "--check" not in arguments:
+                path.write_text(wanted)
+    for file in stale:
+        sys.stdout.write(f"{file} {'is out of date' if '--check' in arguments else 'rewritten'}\n")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
