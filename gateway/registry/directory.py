@@ -17,8 +17,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.errors import GatepassError, Refused, Unavailable
 from gateway.exchange.messages import ServerFacts
-from gateway.policy import Policy, parse
-from gateway.registry import addresses, keys
+from gateway.policy import Policy
+from gateway.registry import addresses, keys, policies
 from gateway.registry.versions import CONFIG_VERSION
 from gateway.store.database import Database
 from gateway.store.references import SecretRef
@@ -238,10 +238,4 @@ async def _policy(session: AsyncSession) -> Policy:
         return Policy()
     if len(rows) > 1:
         raise Unavailable("More than one policy version is active.", code="config_broken")
-    policy = parse(rows[0].rules)
-    if policy.digest != rows[0].digest:
-        raise Unavailable(
-            f"Policy version {rows[0].number} is not what was saved: its digest differs.",
-            code="config_broken",
-        )
-    return policy
+    return policies.checked(rows[0])

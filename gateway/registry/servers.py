@@ -1,0 +1,306 @@
+"""MCP servers: register, change, remove, read, and store a credential that nobody reads back.
+
+A credential belongs to one server at one address. When the address changes, a sealed value is
+destroyed and must be stored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from sqlalchemy import func
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from gateway.audit.ledger import Ledger
+from gateway.audit.records import Actor, JSONValue
+from gateway.errors import Conflict, NotFound
+from gateway.registry.changes import By, Change, changing, differences, digest_of, names
+from gateway.registry.settings import CredentialSettings, ServerSettings
+from gateway.store.database import Database
+from gateway.store.envelope import Envelope
+from gateway.store.ids import new_id
+from gateway.store.references import SecretRef
+from gateway.store.tables import SealedSecret, Server, ToolDefinition
+from gateway.vault import sealed
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEntry:
+    """A registered server as people see it.
+
+    `stored_at` is when the value of a sealed credential was stored, None when there is none (or
+    the credential lives elsewhere); `tools` and `changed_tools` count known definitions.
+    """
+
+    id: str
+    settings: ServerSettings
+    created_at: datetime
+    changed_at: datetime
+    stored_at: datetime | None = None
+    tools: int = 0
+    changed_tools: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialValue:
+    """A value to be stored, and how it travels; None keeps what is configured."""
+
+    value: str = field(repr=False)
+    header: str | None = None
+    scheme: str | None = None
+
+
+async def register(
+    ledger: Ledger, settings: ServerSettings, *, actor: Actor, now: datetime
+) -> ServerEntry:
+    """Register a server; `Conflict` when its label or address is taken."""
+    async with changing(ledger, actor, now) as change:
+        if await find(change.session, settings.label) is not None:
+            raise Conflict(
+                f"A server with the label {settings.label!r} is registered already.",
+                code="server_exists",
+                param="label",
+            )
+        row = await put(change, None, settings)
+    return _entry(row)
+
+
+async def change(
+    ledger: Ledger, settings: ServerSettings, *, actor: Actor, now: datetime
+) -> ServerEntry:
+    """Give the server of that label these settings; without a difference nothing is recorded."""
+    async with changing(ledger, actor, now) as changed:
+        row = await _known(changed.session, settings.label)
+        row = await put(changed, row, settings)
+    return _entry(row)
+
+
+async def remove(ledger: Ledger, label: str, *, actor: Actor, now: datetime) -> None:
+    """Remove a server and destroy its stored credential; calls to it are refused from now on."""
+    async with changing(ledger, actor, now) as changed:
+        row = await _known(changed.session, label)
+        row.removed_at = row.changed_at = now
+        changed.session.add(row)
+        await _destroy_values(changed.session, row)
+        fields: dict[str, JSONValue] = {"before": digest_of(settings_of(row))}
+        changed.record("server.removed", {"server": label, "server_id": row.id}, fields)
+
+
+async def set_credential(
+    ledger: Ledger, envelope: Envelope, label: str, given: CredentialValue, by: By
+) -> str:
+    """Store a value in the sealed vault and bind it to the server; the reference, as text.
+
+    Raises `Refused` for a value that cannot travel in a header, without repeating any of it.
+    """
+    async with changing(ledger, by.actor, by.now) as changed:
+        row = await _known(changed.session, label)
+        before = settings_of(row)
+        after = replace(before, credential=_sealed_credential(before, given))
+        row = await put(changed, row, after)
+        ref = scoped(row)
+        version = await sealed.write(changed.session, envelope, ref, given.value, by.now)
+        fields: dict[str, JSONValue] = {
+            "reference": str(ref),
+            "number": version,
+            "header": (row.credential or {}).get("header", ""),
+        }
+        changed.record("credential.written", {"server": label, "server_id": row.id}, fields)
+    return str(ref)
+
+
+async def listing(db: Database) -> list[ServerEntry]:
+    """Every registered server, by label."""
+    async with db.reading() as session:
+        live = select(Server).where(col(Server.removed_at).is_(None)).order_by(col(Server.label))
+        rows = list(await session.exec(live))
+        return await _entries(session, rows)
+
+
+async def read(db: Database, label: str) -> ServerEntry:
+    """One server; `NotFound` when there is none of that label."""
+    async with db.reading() as session:
+        row = await _known(session, label)
+        return (await _entries(session, [row]))[0]
+
+
+async def find(session: AsyncSession, label: str) -> Server | None:
+    """The live row of a label."""
+    live = select(Server).where(col(Server.label) == label, col(Server.removed_at).is_(None))
+    return (await session.exec(live)).first()
+
+
+async def put(change: Change, row: Server | None, settings: ServerSettings) -> Server:
+    """Make the row say what `settings` say, with its records, in the caller's transaction."""
+    await _check_address_is_free(change.session, row, settings)
+    if row is None:
+        return await _insert(change, settings)
+    before = settings_of(row)
+    found = differences(before, settings)
+    if not found:
+        return row
+    if before.url != settings.url or before.credential != settings.credential:
+        await _release_value(change.session, row, settings)
+    _write(row, settings)
+    row.changed_at = change.now
+    change.session.add(row)
+    await change.session.flush()
+    fields: dict[str, JSONValue] = {
+        "changes": names(found),
+        "before": digest_of(before),
+        "definition": digest_of(settings),
+        "url": settings.url[:512],
+    }
+    change.record("server.changed", {"server": row.label, "server_id": row.id}, fields)
+    return row
+
+
+def settings_of(row: Server) -> ServerSettings:
+    """What a person configured of a stored server."""
+    given = row.credential
+    credential = (
+        None
+        if given is None
+        else CredentialSettings(given["header"], given.get("scheme"), given["from"])
+    )
+    return ServerSettings(
+        label=row.label,
+        url=row.url,
+        description=row.description,
+        allow_private_network=row.allow_private_network,
+        inject=row.inject,
+        credential=credential,
+        pin=row.pin,
+    )
+
+
+def scoped(row: Server) -> SecretRef:
+    """The reference of the server's credential, tied to its id and address."""
+    ref = SecretRef.parse((row.credential or {})["from"])
+    return replace(ref, scope=f"{row.id} {row.url}")
+
+
+async def _insert(change: Change, settings: ServerSettings) -> Server:
+    await _free_label(change.session, settings.label)
+    row = Server(
+        id=new_id("srv", change.now),
+        label=settings.label,
+        url=settings.url,
+        credential=None,
+        created_at=change.now,
+        changed_at=change.now,
+        removed_at=None,
+    )
+    _write(row, settings)
+    change.session.add(row)
+    await change.session.flush()
+    fields: dict[str, JSONValue] = {"definition": digest_of(settings), "url": settings.url[:512]}
+    change.record("server.registered", {"server": row.label, "server_id": row.id}, fields)
+    return row
+
+
+def _write(row: Server, settings: ServerSettings) -> None:
+    row.url = settings.url
+    row.description = settings.description
+    row.allow_private_network = settings.allow_private_network
+    row.inject = settings.inject
+    row.credential = settings.credential.row() if settings.credential else None
+    row.pin = settings.pin
+
+
+async def _free_label(session: AsyncSession, label: str) -> None:
+    # A removed server keeps its row for history; a new one of that label is another server.
+    removed = select(Server).where(col(Server.label) == label, col(Server.removed_at).is_not(None))
+    for row in await session.exec(removed):
+        row.label = f"{label}~{row.id}"
+        session.add(row)
+    await session.flush()
+
+
+async def _check_address_is_free(
+    session: AsyncSession, row: Server | None, settings: ServerSettings
+) -> None:
+    taken = select(Server).where(
+        col(Server.url) == settings.url,
+        col(Server.removed_at).is_(None),
+        col(Server.label) != settings.label,
+    )
+    other = (await session.exec(taken)).first()
+    if other is not None and (row is None or row.url != settings.url):
+        # One address under two labels would make it a guess whose credential and rules count.
+        raise Conflict(
+            f"The address of {settings.label!r} is registered as {other.label!r} already.",
+            code="server_url_taken",
+            param="url",
+        )
+
+
+async def _release_value(session: AsyncSession, row: Server, after: ServerSettings) -> None:
+    """Destroy a sealed value that must not or need not be sent any more."""
+    if row.credential is None or SecretRef.parse(row.credential["from"]).store != "sealed":
+        return
+    source = None if after.credential is None else after.credential.source
+    if row.url != after.url or row.credential["from"] != source:
+        await sealed.destroy(session, scoped(row))
+
+
+async def _destroy_values(session: AsyncSession, row: Server) -> None:
+    if row.credential is not None and SecretRef.parse(row.credential["from"]).store == "sealed":
+        await sealed.destroy(session, scoped(row))
+
+
+def _sealed_credential(before: ServerSettings, given: CredentialValue) -> CredentialSettings:
+    known = before.credential or CredentialSettings("Authorization", "Bearer", "")
+    source = known.source if known.source.startswith("sealed:") else f"sealed:{before.label}"
+    header = given.header or known.header
+    scheme = known.scheme if given.header is None else None
+    return CredentialSettings(header, given.scheme or scheme, source)
+
+
+async def _known(session: AsyncSession, label: str) -> Server:
+    row = await find(session, label)
+    if row is None:
+        raise NotFound(f"No server has the label {label!r}.", code="server_unknown")
+    return row
+
+
+async def _entries(session: AsyncSession, rows: list[Server]) -> list[ServerEntry]:
+    known, changed = await _tool_counts(session)
+    stored = await _stored_at(session)
+    return [
+        replace(
+            _entry(row),
+            tools=known.get(row.id, 0),
+            changed_tools=changed.get(row.id, 0),
+            stored_at=stored.get(_value_name(row)),
+        )
+        for row in rows
+    ]
+
+
+def _value_name(row: Server) -> str:
+    return "" if row.credential is None else sealed.key(scoped(row))
+
+
+async def _tool_counts(session: AsyncSession) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    per_server = select(col(ToolDefinition.server_id), func.count()).group_by(
+        col(ToolDefinition.server_id)
+    )
+    differ = col(ToolDefinition.pinned_digest) != col(ToolDefinition.listed_digest)
+    known = dict((await session.exec(per_server)).all())
+    changed = dict((await session.exec(per_server.where(differ))).all())
+    return known, changed
+
+
+async def _stored_at(session: AsyncSession) -> Mapping[str, datetime]:
+    newest = select(col(SealedSecret.name), func.max(col(SealedSecret.created_at))).group_by(
+        col(SealedSecret.name)
+    )
+    return dict((await session.exec(newest)).all())
+
+
+def _entry(row: Server) -> ServerEntry:
+    return ServerEntry(row.id, settings_of(row), row.created_at, row.changed_at)
