@@ -1,8 +1,8 @@
 """Strict JSON in, the same document out: what was inspected is what is sent.
 
 Two parsers that read one body differently are a way round an inspector. So a member that stands
-twice, a number that does not survive, or a text that is not UTF-8 is refused here, and only the
-re-serialised document ever goes on.
+twice, a number out of range, half a surrogate pair, or a text that is not UTF-8 is refused here,
+and only the re-serialised document ever goes on.
 """
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ import orjson
 from gateway.errors import Refused
 from gateway.exchange.messages import Json
 
+#: Below what the serialiser can write, with room for what is put around a body (a snapshot).
+_DEEPEST = 200
+_LEAST_INTEGER, _GREATEST_INTEGER = -(2**63), 2**64 - 1
+
 
 def parse(raw: bytes) -> Json:
-    """Read a request body; raises `Refused` with what is wrong with it."""
+    """Read a request body; raises `Refused` with what is wrong with it.
+
+    What is returned can be written again: `dump` does not fail on it.
+    """
     try:
-        text = raw.decode("utf-8")
         document = json.loads(
-            text, object_pairs_hook=_object, parse_float=_number, parse_constant=_constant
+            raw.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_constant,
         )
     except UnicodeDecodeError as error:
         raise Refused(
@@ -34,9 +44,11 @@ def parse(raw: bytes) -> Json:
             code="invalid_json",
         ) from None
     except RecursionError:
-        raise Refused("The body is nested too deeply.", code="json_too_deep") from None
+        raise _too_deep() from None
     if not isinstance(document, dict):
         raise Refused("The body must be a JSON object.", code="invalid_json")
+    _check_depth(document)
+    dump(document)
     return document
 
 
@@ -51,13 +63,42 @@ def dump(document: Json) -> bytes:
         ) from None
 
 
+def _check_depth(document: Json) -> None:
+    level: list[Any] = [document]
+    for _ in range(_DEEPEST):
+        level = [
+            child
+            for container in level
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> Refused:
+    return Refused(f"The body is nested more than {_DEEPEST} levels deep.", code="json_too_deep")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> Json:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Refused(f"The member {twice!r} stands twice in one object.", code="duplicate_member")
+    document: Json = {}
+    for name, value in pairs:
+        if name in document:
+            raise Refused(
+                f"The member {name[:80]!r} stands twice in one object.", code="duplicate_member"
+            )
+        document[name] = value
     return document
+
+
+def _integer(text: str) -> int:
+    # The length comes first: reading a very long integer takes very long.
+    if len(text) <= len(str(_LEAST_INTEGER)):
+        number = int(text)
+        if _LEAST_INTEGER <= number <= _GREATEST_INTEGER:
+            return number
+    raise Refused(f"The number {text[:40]} is out of range.", code="number_out_of_range")
 
 
 def _number(text: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from gateway.errors import Refused
 from gateway.exchange.inspection import Findings, McpTool
@@ -82,26 +82,34 @@ def _entry(tool: McpTool, server: ServerFacts) -> Json:
     }
     if server.description:
         entry["server_description"] = server.description
-    names = _tool_names(tool)
-    if names is not None:
-        entry["allowed_tools"] = names
+    allowed = _allowed_tools(tool)
+    if allowed is not None:
+        entry["allowed_tools"] = allowed
     return entry
 
 
-def _tool_names(tool: McpTool) -> list[str] | None:
+def _allowed_tools(tool: McpTool) -> list[str] | Json | None:
+    """What the app narrows itself to. `read_only` rests on what the server says of itself: good
+    enough to ask for fewer tools, never to let one through.
+    """
     allowed = tool.entry.get("allowed_tools")
     if isinstance(allowed, dict):
-        # `read_only` rests on what the server says of itself: it never widens anything here.
-        allowed = allowed.get("tool_names")
-    if allowed is None:
-        return None
-    if isinstance(allowed, list) and all(isinstance(name, str) for name in allowed):
-        return allowed
-    raise Refused(
-        f"tools[{tool.index}].allowed_tools must be a list of tool names.",
-        code="invalid_type",
-        param=f"tools[{tool.index}].allowed_tools",
-    )
+        names, read_only = allowed.get("tool_names"), allowed.get("read_only")
+    else:
+        names, read_only = allowed, None
+    if not (names is None or _is_names(names)) or not isinstance(read_only, bool | None):
+        raise Refused(
+            f"tools[{tool.index}].allowed_tools must be a list of tool names.",
+            code="invalid_type",
+            param=f"tools[{tool.index}].allowed_tools",
+        )
+    if read_only is None:
+        return names
+    return {"read_only": read_only, **({} if names is None else {"tool_names": names})}
+
+
+def _is_names(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _overridden(tool: McpTool) -> list[str]:
@@ -117,16 +125,19 @@ def _overridden(tool: McpTool) -> list[str]:
 
 
 def _asked_for(tool: McpTool) -> frozenset[str] | None:
-    """The tools for which the app itself wants approval; None stands for all of them."""
+    """The tools for which the app itself wants approval; None stands for all of them.
+
+    Only a plain list of names asks for less than all. `never` alone means that the others do
+    need approval, and what is not understood is taken for the stricter wish.
+    """
     approval = tool.entry.get("require_approval")
-    if approval == "always":
-        return None
-    if isinstance(approval, dict) and isinstance(approval.get("always"), dict):
-        names = approval["always"].get("tool_names")
-        if isinstance(names, list):
-            return frozenset(name for name in names if isinstance(name, str))
-        return None
-    return frozenset()
+    if approval in (None, "never"):
+        return frozenset()
+    if isinstance(approval, dict) and isinstance(wanted := approval.get("always"), dict):
+        names = wanted.get("tool_names")
+        if _is_names(names) and wanted.get("read_only") is None:
+            return frozenset(names)
+    return None
 
 
 def _including(include: Any) -> list[Any]:

@@ -70,9 +70,12 @@ class Exchange:
         self.stitcher = Stitcher(plan.asked, show_approvals=plan.show_approvals)
         self.calls: dict[str, Call] = {}  # asked for in the running or just ended round
         self.answers: dict[str, Answer | None] = {}  # what the next round will tell Azure
+        self.told: dict[str, Call] = {}  # answered by the running round, approved or not
         self.released: dict[str, Call] = {}  # approved and sent; observed ones are taken out
-        self.seen: list[str] = []  # ids of MCP items already looked at
-        self.client_calls = False
+        self.running: dict[str, str] = {}  # begun executions: item id -> approval request id
+        self.ended: dict[str, str] = {}  # how they ended, before the item itself says so
+        self.seen: list[str] = []  # keys of the items already looked at
+        self.client_calls: list[str] = []  # call ids that only the app can answer
         self.upstream_ids: list[str] = []
         self.context: list[Json] = []  # stateless chains: everything so far, in order
         self.output_tokens = 0
@@ -120,8 +123,8 @@ class Exchange:
         self._must_be("new")
         self.calls = {carried.call.request_id: carried.call for carried in self.plan.carried}
         self.answers = {carried.call.request_id: carried.answer for carried in self.plan.carried}
-        if self.plan.body.get("store") is False:
-            self.context = resume.as_items(self.plan.body.get("input"))
+        if self.plan.carried:
+            self.stitcher.transparent = False
         awaited = tuple(name for name, answer in self.answers.items() if answer is None)
         if awaited:
             self._enter("holding")
@@ -148,13 +151,16 @@ class Exchange:
                 tuple(self.upstream_ids), self.context, self.output_tokens, self.executions
             ),
         )
-        if self.context:
-            self.context = body["input"]
-        self.released = {name: self.calls[name] for name in approved if name in self.calls}
-        self.calls, self.answers, self.client_calls = {}, {}, False
+        if self._stateless:
+            self.context = resume.as_items(body.get("input"))
+        self.told = self.calls
+        self.released = {name: self.calls[name] for name in approved}
+        self.running, self.ended = {}, {}
+        self.calls, self.answers, self.client_calls = {}, {}, []
         self.stitcher.begin_round()
         self._enter("forwarding")
-        return Forward(self.stitcher.round, body, self.plan.bindings, approved)
+        denied = tuple(name for name in answers if name not in approved)
+        return Forward(self.stitcher.round, body, self.plan.bindings, approved, denied)
 
     # --- a running round --------------------------------------------------------------------
 
@@ -171,25 +177,31 @@ class Exchange:
         if kind in TERMINAL:
             return self._round_ended(kind, data)
         self.error_told = self.error_told or kind == "error"
-        commands: list[Command] = []
-        if kind == "response.output_item.done" and isinstance(data.get("item"), dict):
-            commands += self._look_at(data["item"])
-        shown = self.stitcher.accept(kind, data)
-        return commands if shown is None else [*commands, Emit(kind, shown)]
+        commands = self._observe(kind, data)
+        return [*commands, *(Emit(*frame) for frame in self.stitcher.accept(kind, data))]
 
     def _note_id(self, upstream_id: str) -> None:
         if len(self.upstream_ids) <= self.stitcher.round:
             self.upstream_ids.append(upstream_id)
 
-    def _look_at(self, item: Json) -> list[Command]:
+    def _observe(self, kind: str, data: Json) -> list[Command]:
+        item, name = data.get("item"), data.get("item_id")
+        if isinstance(item, dict):
+            if kind == "response.output_item.done":
+                return self._look_at(item, data.get("output_index"))
+            if item.get("type") == "mcp_call":
+                self.running[str(item.get("id"))] = str(item.get("approval_request_id"))
+        elif kind in _ENDED and name in self.running:
+            self.ended[self.running[name]] = _ENDED[kind]
+        return []
+
+    def _look_at(self, item: Json, index: Any) -> list[Command]:
         kind, name = item.get("type"), str(item.get("id"))
-        if kind in CLIENT_CALLS:
-            self.client_calls = True
-        if kind not in {"mcp_approval_request", "mcp_call", "mcp_list_tools"}:
+        key = name if isinstance(item.get("id"), str) else f"{self.stitcher.round}/{index}"
+        if key in self.seen:
             return []
-        if name in self.seen:
-            return []
-        self.seen.append(name)
+        self.seen.append(key)
+        self._note_client_call(item)
         if kind == "mcp_approval_request":
             self.calls[name] = Call(
                 name,
@@ -198,9 +210,19 @@ class Exchange:
                 arguments_text(item.get("arguments")),
                 self.stitcher.round,
             )
-            return []
         if kind == "mcp_call":
             return self._executed(item)
+        return self._listed(item) if kind == "mcp_list_tools" else []
+
+    def _note_client_call(self, item: Json) -> None:
+        call_id = item.get("call_id")
+        if item.get("type") in CLIENT_CALLS:
+            self.client_calls.append(str(call_id))
+        elif isinstance(call_id, str) and call_id in self.client_calls:
+            # A hosted shell: Azure itself has answered this call.
+            self.client_calls.remove(call_id)
+
+    def _listed(self, item: Json) -> list[Command]:
         tools = tuple(tool for tool in item.get("tools") or [] if isinstance(tool, dict))
         return [Listed(str(item.get("server_label")), tools)] if not item.get("error") else []
 
@@ -214,102 +236,111 @@ class Exchange:
             return [Mismatch(None if request_id is None else str(request_id), label, tool, why)]
         asked = (call.server_label, call.tool, call.arguments)
         matches = asked == (label, tool, arguments_text(item.get("arguments")))
-        failed = bool(item.get("error")) or item.get("status") == "failed"
-        commands: list[Command] = [
-            Observed(call.request_id, "failed" if failed else "executed", matches)
-        ]
+        commands: list[Command] = [Observed(call.request_id, _outcome(item), matches)]
         if not matches:
             commands.append(Mismatch(call.request_id, label, tool, "not the call approved"))
         return commands
 
     def _round_ended(self, kind: str, data: Json) -> list[Command]:
-        response = data["response"]
+        response = data.get("response")
+        if not isinstance(response, dict):
+            return self._broken(Broken("Azure ended the round without a response.", sent=True))
         commands: list[Command] = []
-        for item in response.get("output") or []:
-            commands += self._look_at(item)
-        commands += [Observed(name, "unknown") for name in self.released]
-        self.released = {}
+        for index, item in enumerate(response.get("output") or []):
+            commands += self._look_at(item, index)
+        commands += self._settle("unknown")
         self.stitcher.end_round(response)
         self.output_tokens += (response.get("usage") or {}).get("output_tokens") or 0
-        if self.plan.body.get("store") is False:
+        if self._stateless:
             self.context = [*self.context, *(response.get("output") or [])]
-        pending = tuple(self.calls.values())
-        if kind == "response.completed" and pending and self._can_resume():
-            self.answers = {call.request_id: None for call in pending}
-            self._enter("holding")
-            return [*commands, Hold(pending)]
-        return [*commands, *self._end(kind, data, pending)]
+        if kind == "response.completed" and self.calls and not self._left_to_the_app():
+            return [*commands, *self._ask()]
+        return [*commands, *self._end(kind, data)]
 
-    def _can_resume(self) -> bool:
-        """Not while the app owes outputs of its own, continues by itself, or went too far."""
-        return (
-            not self.client_calls
-            and not self.plan.show_approvals
-            and self.stitcher.round + 1 < self.plan.max_rounds
-        )
+    @property
+    def _stateless(self) -> bool:
+        return self.plan.body.get("store") is False
 
-    def _end(self, kind: str, data: Json, pending: tuple[Call, ...]) -> list[Command]:
-        too_far = (
-            kind == "response.completed"
-            and pending
-            and not self.client_calls
-            and not self.plan.show_approvals
-        )
-        if too_far:
+    def _settle(self, otherwise: str) -> list[Command]:
+        """What is known of the released calls that no item has told us about."""
+        released, self.released = self.released, {}
+        return [Observed(name, self.ended.get(name, otherwise)) for name in released]
+
+    def _left_to_the_app(self) -> bool:
+        """The app owes outputs of its own first, or wants to continue by itself."""
+        return bool(self.client_calls) or self.plan.show_approvals
+
+    def _ask(self) -> list[Command]:
+        if self.stitcher.round + 1 >= self.plan.max_rounds:
             error = _error(
                 f"The model asked for approvals in {self.plan.max_rounds} rounds without an end.",
                 "too_many_rounds",
             )
-            return self._failed(Fault(424, {"error": error}), pending)
+            return self._failed(Fault(424, {"error": error}))
+        self.answers = dict.fromkeys(self.calls)
+        self._enter("holding")
+        return [Hold(tuple(self.calls.values()))]
+
+    def _end(self, kind: str, data: Json) -> list[Command]:
+        left_open = tuple(self.calls.values())
         ending = self.stitcher.ending(kind, data)
         outcome = TERMINAL[kind]
         self._enter("done" if outcome in {"completed", "incomplete"} else outcome)
-        return [Emit(kind, ending), Finished(outcome, ending["response"], None, pending)]
+        return [Emit(kind, ending), Finished(outcome, ending["response"], None, left_open)]
 
     # --- failing ----------------------------------------------------------------------------
 
     def _rejected(self, event: Rejected) -> list[Command]:
         self._must_be("forwarding")
-        commands: list[Command] = [Observed(name, "not_sent") for name in self.released]
         headers = dict(event.headers)
-        if self.stitcher.round:
-            # A client's retry would start over with round one and ask people once more.
+        if self._repeats_a_question():
             headers["x-should-retry"] = "false"
+        commands = self._settle("not_sent" if _never_ran(event) else "unknown")
         return commands + self._failed(Fault(event.status, event.body, headers))
 
     def _broken(self, event: Broken) -> list[Command]:
         self._must_be("forwarding")
-        outcome = "unknown" if event.sent else "not_sent"
-        commands: list[Command] = [Observed(name, outcome) for name in self.released]
+        retry = _NO_RETRY if event.sent or self._repeats_a_question() else {}
+        commands = self._settle("unknown" if event.sent else "not_sent")
         error = _error(event.message, "upstream_failed")
-        return commands + self._failed(
-            Fault(502, {"error": error}, {"x-should-retry": "false"} if event.sent else {})
-        )
+        return commands + self._failed(Fault(502, {"error": error}, retry))
 
-    def _failed(self, fault: Fault, pending: tuple[Call, ...] = ()) -> list[Command]:
-        left_open = pending or tuple(self.calls.values())
+    def _repeats_a_question(self) -> bool:
+        """A client's retry would start over with round one and ask people once more."""
+        return self.stitcher.round > 0 or bool(self.told)
+
+    def _failed(self, fault: Fault) -> list[Command]:
         self._enter("failed")
+        calls = (tuple(self.calls.values()), self._undelivered())
         if self.id is None:
-            return [Finished("failed", None, fault, left_open)]
+            return [Finished("failed", None, fault, *calls)]
         error = fault.body.get("error")
         told = self.error_told
         frames = self.stitcher.failure(error if isinstance(error, dict) else {}, told=told)
         response = frames[-1][1]["response"]
-        emitted: list[Command] = [Emit(kind, data) for kind, data in frames]
-        return [*emitted, Finished("failed", response, fault, left_open)]
+        return [*(Emit(*frame) for frame in frames), Finished("failed", response, fault, *calls)]
 
     def _cancelled(self, event: Cancelled) -> list[Command]:
         self._must_be("forwarding", "holding")
-        left_open = tuple(self.calls.values())
-        commands: list[Command] = [Observed(name, "unknown") for name in self.released]
+        calls = (tuple(self.calls.values()), self._undelivered())
+        commands = self._settle("unknown")
         self._enter("cancelled")
         response = None if self.id is None else self.stitcher.interim("cancelled")
-        error = _error(event.reason, "cancelled")
-        return [*commands, Finished("cancelled", response, Fault(499, {"error": error}), left_open)]
+        fault = Fault(499, {"error": _error(event.reason, "cancelled")})
+        return [*commands, Finished("cancelled", response, fault, *calls)]
+
+    def _undelivered(self) -> tuple[Call, ...]:
+        """The calls answered by a round of which Azure never gave an id."""
+        begun = len(self.upstream_ids) > self.stitcher.round
+        return () if begun else tuple(self.told.values())
 
     def interim(self) -> Json:
         """The response object while the exchange is not over."""
         return self.stitcher.interim("in_progress")
+
+    def keepalive(self) -> Emit:
+        """A sign of life as a numbered frame, for clients whose patience comments do not renew."""
+        return Emit("keepalive", self.stitcher.keepalive())
 
     # --- snapshots --------------------------------------------------------------------------
 
@@ -325,7 +356,8 @@ class Exchange:
                 [name, None if answer is None else dataclasses.asdict(answer)]
                 for name, answer in self.answers.items()
             ],
-            "released": [dataclasses.asdict(call) for call in self.released.values()],
+            "told": [dataclasses.asdict(call) for call in self.told.values()],
+            "released": list(self.released),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -341,15 +373,41 @@ class Exchange:
         )
         exchange.calls = {call["request_id"]: Call(**call) for call in state["calls"]}
         exchange.answers = {name: _answer(answer) for name, answer in state["answers"]}
-        exchange.released = {call["request_id"]: Call(**call) for call in state["released"]}
+        exchange.told = {call["request_id"]: Call(**call) for call in state["told"]}
+        exchange.released = {name: exchange.told[name] for name in state["released"]}
         for name in _PLAIN:
             setattr(exchange, name, state[name])
         return exchange
 
 
 _PLAIN = (
-    "seen", "client_calls", "upstream_ids", "context", "output_tokens", "executions", "error_told",
+    "running", "ended", "seen", "client_calls", "upstream_ids", "context", "output_tokens",
+    "executions", "error_told",
 )  # fmt: skip
+#: The frames that tell of an execution's end before the item does.
+_ENDED = {"response.mcp_call.completed": "executed", "response.mcp_call.failed": "failed"}
+_NO_RETRY = {"x-should-retry": "false"}
+#: Answers that Azure gives before it does anything.
+_BEFORE_ANYTHING = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429})
+
+
+def _never_ran(answer: Rejected) -> bool:
+    """Whether the error proves that no tool was called. Output of a tool can be filtered, and
+    a server error can come at any time; only a server too busy to begin says so.
+    """
+    if answer.status == 503:
+        return any(name.lower() in {"retry-after", "retry-after-ms"} for name in answer.headers)
+    error = answer.body.get("error")
+    filtered = isinstance(error, dict) and error.get("code") == "content_filter"
+    return answer.status in _BEFORE_ANYTHING and not filtered
+
+
+def _outcome(item: Json) -> str:
+    """What an `mcp_call` item says of its call; one that was cut short says nothing."""
+    status = item.get("status") or "completed"
+    if item.get("error") or status == "failed":
+        return "failed"
+    return "executed" if status == "completed" else "unknown"
 
 
 def arguments_text(arguments: Any) -> str:

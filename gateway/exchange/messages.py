@@ -124,7 +124,9 @@ class FrameSeen:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Azure answered the round with an HTTP error: nothing of it was carried out."""
+    """Azure answered the round with an HTTP error. Whether it was carried out is for the
+    machine to say: some errors come only after the call.
+    """
 
     status: int
     body: Json
@@ -196,12 +198,13 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send this round. `releases` are the approval requests that it answers with yes."""
+    """Send this round. It answers the approval requests `releases` with yes, `denials` with no."""
 
     round: int
     body: Json
     bindings: tuple[Binding, ...]
     releases: tuple[str, ...] = ()
+    denials: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +226,17 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The exchange is over. `left_open` calls were asked for and need an answer later on."""
+    """The exchange is over. `left_open` calls were asked for and need an answer later on.
+
+    `undelivered` calls were decided, but their answers cannot be known to have reached Azure:
+    whoever goes on from the last round must answer them there, with no.
+    """
 
     outcome: str  # completed | incomplete | failed | cancelled
     response: Json | None
     fault: Fault | None = None
     left_open: tuple[Call, ...] = ()
+    undelivered: tuple[Call, ...] = ()
 
 
 Turn = Forward | Hold | Finished

@@ -37,9 +37,8 @@ def next_body(plan: Plan, answers: Mapping[str, Answer], progress: Progress) -> 
     else:
         body["input"] = items
         body["previous_response_id"] = progress.upstream_ids[-1]
-    if _forces_a_tool(body.get("tool_choice")):
-        # A forced tool would be forced again, and the chain would never come to its answer.
-        body["tool_choice"] = "auto"
+    if "tool_choice" in body:
+        body["tool_choice"] = _unforced(body["tool_choice"])
     _reduce(body, "max_output_tokens", progress.output_tokens, _LEAST_TOKENS)
     _reduce(body, "max_tool_calls", progress.executions, 1)
     return body
@@ -71,10 +70,11 @@ def _item(request_id: str, answer: Answer) -> Json:
     return item
 
 
-def _forces_a_tool(choice: Any) -> bool:
-    if isinstance(choice, dict):
-        return choice.get("type") != "allowed_tools" or choice.get("mode") == "required"
-    return bool(choice == "required")
+def _unforced(choice: Any) -> Any:
+    # A forced tool would be forced again, and the chain would never come to its answer.
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        return {**choice, "mode": "auto"}
+    return "auto" if isinstance(choice, dict) or choice == "required" else choice
 
 
 def _reduce(body: Json, member: str, used: int, least: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 #: A comment that every tested client takes as a sign of life, at any position.
 HEARTBEAT = b": waiting\n\n"
 _LIMIT = 64 * 1024 * 1024
+_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,12 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = b""
-        self._carriage = False
-        self._begun = False
+        self._after_carriage = False
+        self._beginning: bytes | None = b""
 
     def feed(self, chunk: bytes) -> list[Frame]:
         """The frames completed by `chunk`; raises ValueError past 64 MiB without an end."""
-        text = self._newlines(chunk)
+        text = self._newlines(self._without_mark(chunk))
         searched = max(0, len(self._buffer) - 1)
         buffer = self._buffer + text if self._buffer else text
         if buffer.find(b"\n\n", searched) < 0:
@@ -42,16 +43,23 @@ class FrameReader:
         *blocks, self._buffer = buffer.split(b"\n\n")
         return [frame for block in blocks if (frame := _parse(block)) is not None]
 
+    def _without_mark(self, chunk: bytes) -> bytes:
+        if self._beginning is None:
+            return chunk
+        # A byte order mark may come in pieces: its first bytes wait for the rest.
+        self._beginning += chunk
+        if self._beginning != _MARK and _MARK.startswith(self._beginning):
+            return b""
+        chunk, self._beginning = self._beginning.removeprefix(_MARK), None
+        return chunk
+
     def _newlines(self, chunk: bytes) -> bytes:
-        if not self._begun and chunk:
-            self._begun = True
-            chunk = chunk.removeprefix(b"\xef\xbb\xbf")
-        if self._carriage:
-            chunk = b"\r" + chunk
-        # A carriage return at the end may be half of CRLF: it waits for the next chunk.
-        self._carriage = chunk.endswith(b"\r")
-        if self._carriage:
-            chunk = chunk[:-1]
+        if not chunk:
+            return chunk
+        # A carriage return at the end of a chunk counts at once; the other half of CRLF is skipped.
+        if self._after_carriage and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+        self._after_carriage = chunk.endswith(b"\r")
         if b"\r" in chunk:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return chunk

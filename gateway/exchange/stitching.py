@@ -8,9 +8,9 @@ dropped, everything else goes on with its numbers put right. Members unknown to 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
-from gateway.exchange.messages import HIDDEN_ITEMS, TERMINAL, Json
+from gateway.exchange.messages import HIDDEN_ITEMS, Json
 
 _OPENING = frozenset({"response.created", "response.queued", "response.in_progress"})
 #: Members of a response object that say what the app asked for: the first round's stand.
@@ -18,7 +18,8 @@ _ECHOED = (
     "created_at", "previous_response_id", "tools", "tool_choice", "metadata", "instructions",
     "background", "store", "max_output_tokens", "max_tool_calls", "conversation", "user",
 )  # fmt: skip
-#: Usage is summed member by member; these are the groups that have members of their own.
+#: Members that every round reports for itself alone: added up, or put one after the other.
+_SUMMED = ("usage", "tool_usage")
 _CONCATENATED = ("content_filters",)
 
 
@@ -37,9 +38,10 @@ class Stitcher:
         self.items: list[Json | None] = []
         self.listed: list[str] = []
         self.indexes: dict[int, int | None] = {}
+        self.early: list[tuple[str, Json]] = []  # frames of items that nobody has named yet
         self.echo: Json = {}
         self.base: Json = {}
-        self.usage: Json | None = None
+        self.summed: dict[str, Json] = {}
         self.concatenated: dict[str, list[Any]] = {}
         self.transparent = not any(_is_mcp(tool) for tool in asked.get("tools") or [])
         self.mediated = not self.transparent
@@ -49,7 +51,7 @@ class Stitcher:
     def begin_round(self) -> None:
         """A new upstream response starts: its indexes are its own."""
         self.round += 1
-        self.indexes = {}
+        self.indexes, self.early = {}, []
         if self.round:
             self.transparent = False
 
@@ -63,25 +65,29 @@ class Stitcher:
             return True
         return False
 
-    def accept(self, kind: str, data: Json) -> Json | None:
-        """The frame as the app may see it, or None when it must not."""
+    def accept(self, kind: str, data: Json) -> list[tuple[str, Json]]:
+        """The frames that the app may see because of this one; often it alone, or none.
+
+        The frame that ends a round is not for here: `ending` writes it, if it ends the exchange.
+        """
         if kind in _OPENING:
-            return self._opening(data)
-        if kind in TERMINAL:
-            return None  # the end is written by `ending`, when it is known to be one
+            return self._opening(kind, data)
         if kind == "keepalive":
             self.transparent = False
-            return None
+            return []
         if "output_index" in data:
-            return self._item_frame(kind, data)
-        return self._numbered(dict(data))
+            return self._item_frames(kind, data)
+        if isinstance(data.get("response"), dict):
+            self._begin(data["response"])
+            data = {**data, "response": self.merged(data["response"])}
+        return [(kind, self._numbered(data))]
 
-    def _opening(self, data: Json) -> Json | None:
-        response = data.get("response") or {}
+    def _opening(self, kind: str, data: Json) -> list[tuple[str, Json]]:
         if self.round:
-            return None
+            return []
+        response = data.get("response") or {}
         self._begin(response)
-        return self._numbered({**data, "response": self.shown(response)})
+        return [(kind, self._numbered({**data, "response": self.shown(response)}))]
 
     def _begin(self, response: Json) -> None:
         self.id = self.id or response.get("id")
@@ -93,28 +99,48 @@ class Stitcher:
             if self.asked.get("previous_response_id") and "previous_response_id" in self.echo:
                 self.echo["previous_response_id"] = self.asked["previous_response_id"]
 
-    def _item_frame(self, kind: str, data: Json) -> Json | None:
-        upstream = data["output_index"]
-        item = data.get("item")
-        shown = self._place(upstream, item if isinstance(item, dict) else None)
+    def _item_frames(self, kind: str, data: Json) -> list[tuple[str, Json]]:
+        upstream, item = data["output_index"], data.get("item")
+        if not isinstance(item, dict):
+            if upstream not in self.indexes and not self.transparent:
+                # It may belong to a hidden item: it waits until the item says what it is.
+                self.early.append((kind, data))
+                return []
+            return self._placed(kind, data, self._place(upstream, None))
+        known = upstream in self.indexes
+        shown = self._place(upstream, item)
+        frames = self._placed(kind, data, shown)
+        if not known:
+            for early_kind, early in self._taken(upstream):
+                frames += self._placed(early_kind, early, shown)
+        return frames
+
+    def _taken(self, upstream: int) -> list[tuple[str, Json]]:
+        early = self.early
+        self.early = [frame for frame in early if frame[1]["output_index"] != upstream]
+        return [frame for frame in early if frame[1]["output_index"] == upstream]
+
+    def _placed(self, kind: str, data: Json, shown: int | None) -> list[tuple[str, Json]]:
         if shown is None:
-            return None
+            return []
         changed = {**data, "output_index": shown}
+        item = data.get("item")
         if isinstance(item, dict):
             changed["item"] = self._shown_item(item)
             if kind == "response.output_item.done":
                 self.items[shown] = changed["item"]
-        return self._numbered(changed)
+        return [(kind, self._numbered(changed))]
 
     def _place(self, upstream: int, item: Json | None) -> int | None:
         """The app's index for this round's index `upstream`; None for a hidden item."""
         if upstream not in self.indexes:
             if item is not None and self._hides(item):
                 self.indexes[upstream] = None
-                self.transparent = False
             else:
                 self.indexes[upstream] = len(self.items)
                 self.items.append(None)
+            if self.indexes[upstream] != upstream:
+                self.transparent = False
         return self.indexes[upstream]
 
     def _hides(self, item: Json) -> bool:
@@ -127,7 +153,8 @@ class Stitcher:
         return kind in HIDDEN_ITEMS and not self.show_approvals
 
     def _shown_item(self, item: Json) -> Json:
-        if item.get("type") == "mcp_call" and item.get("approval_request_id") is not None:
+        absorbed = item.get("approval_request_id") is not None and not self.show_approvals
+        if item.get("type") == "mcp_call" and absorbed:
             return {**item, "approval_request_id": None}
         if item.get("type") == "reasoning" and self._added_encryption():
             return {name: value for name, value in item.items() if name != "encrypted_content"}
@@ -142,8 +169,13 @@ class Stitcher:
         )
 
     def _numbered(self, data: Json) -> Json:
-        if "sequence_number" in data:
-            data["sequence_number"] = self.sequence
+        number = data.get("sequence_number")
+        if self.transparent and isinstance(number, int):
+            # Frames that pass unparsed keep their numbers, so the others keep theirs.
+            self.sequence = number + 1
+            return data
+        if number is not None:
+            data = {**data, "sequence_number": self.sequence}
         self.sequence += 1
         return data
 
@@ -157,7 +189,9 @@ class Stitcher:
             shown = self._place(upstream, item)
             if shown is not None and self.items[shown] is None:
                 self.items[shown] = self._shown_item(item)
-        self.usage = _added(self.usage, response.get("usage"))
+        for name in _SUMMED:
+            if isinstance(response.get(name), dict):
+                self.summed[name] = _added(self.summed.get(name, {}), response[name])
         for name in _CONCATENATED:
             if isinstance(response.get(name), list):
                 self.concatenated.setdefault(name, []).extend(response[name])
@@ -180,8 +214,8 @@ class Stitcher:
         if self.transparent:
             return changed
         changed = {**changed, "output": self.output()}
-        if self.round and "usage" in response:
-            changed["usage"] = self.usage
+        if self.round:
+            changed.update({name: used for name, used in self.summed.items() if name in response})
         for name, values in self.concatenated.items():
             changed[name] = values
         if "output_text" in response:
@@ -199,7 +233,13 @@ class Stitcher:
         for name in ("usage", "completed_at", "error", "incomplete_details"):
             if name in shown:
                 shown[name] = None
+        if "output_text" in shown:
+            shown["output_text"] = _text_of(shown["output"])
         return shown
+
+    def keepalive(self) -> Json:
+        """A numbered frame that says nothing but that somebody is still there."""
+        return self._numbered({"type": "keepalive", "sequence_number": self.sequence})
 
     def failure(self, error: Json, *, told: bool) -> list[tuple[str, Json]]:
         """The frames that end a stream badly: `error`, flat and nested, unless the app was told
@@ -207,17 +247,18 @@ class Stitcher:
         """
         frames: list[tuple[str, Json]] = []
         if not told:
-            flat = {"type": "error", "sequence_number": 0, **_flat(error), "error": error}
+            numbered = {"type": "error", "sequence_number": self.sequence}
+            flat = {**numbered, **_flat(error), "error": error}
             frames.append(("error", self._numbered(flat)))
         response = {**self.interim("failed"), "error": _response_error(error)}
-        failed = {"type": "response.failed", "sequence_number": 0, "response": response}
-        return [*frames, ("response.failed", self._numbered(failed))]
+        numbered = {"type": "response.failed", "sequence_number": self.sequence}
+        return [*frames, ("response.failed", self._numbered({**numbered, "response": response}))]
 
     # --- snapshots --------------------------------------------------------------------------
 
     _KEPT = (
-        "id", "round", "sequence", "items", "listed", "echo", "base", "usage", "concatenated",
-        "transparent",
+        "id", "round", "sequence", "items", "listed", "early", "echo", "base", "summed",
+        "concatenated", "transparent",
     )  # fmt: skip
 
     def snapshot(self) -> Json:
@@ -262,18 +303,21 @@ def _declared_tool(echoed: Json, own: Mapping[str, Json]) -> Json:
     return shown
 
 
-def _added(total: Json | None, more: Any) -> Json | None:
-    if not isinstance(more, dict):
-        return total
-    summed = dict(total or {})
+def _added(total: Json, more: Json) -> Json:
+    summed = dict(total)
     for name, value in more.items():
+        before = summed.get(name)
         if isinstance(value, dict):
-            summed[name] = _added(summed.get(name), value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            summed[name] = (summed.get(name) or 0) + value
+            summed[name] = _added(before if isinstance(before, dict) else {}, value)
+        elif _is_number(value):
+            summed[name] = value + (before if _is_number(before) else 0)
         else:
             summed.setdefault(name, value)
     return summed
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _flat(error: Json) -> Json:
