@@ -141,9 +141,10 @@ class Ledger:
 
         On SQLite a second process is refused with `Unavailable`; on PostgreSQL it stands by.
         """
-        await self._take_place()
         self._running = True
         try:
+            async with self._settling:
+                await self._take_place()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._writer.run())
                 group.create_task(self._sequence())
@@ -208,7 +209,9 @@ class Ledger:
             if self._fatal is not None:
                 raise self._fatal
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._poll)
+                # Not wait_for, which may swallow a cancellation that meets the event.
+                async with asyncio.timeout(self._poll):
+                    await self._wake.wait()
             self._wake.clear()
 
     async def _turn(self) -> None:

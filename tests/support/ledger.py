@@ -34,10 +34,11 @@ def make_ledger(db: Database, clock: Clock) -> Ledger:
 
 @contextlib.asynccontextmanager
 async def running(ledger: Ledger) -> AsyncIterator[Ledger]:
-    """Run the ledger's tasks for the time of the block."""
+    """Run the ledger's tasks for the time of the block, which starts once it seals."""
     async with asyncio.TaskGroup() as group:
         task = group.create_task(ledger.run())
-        await asyncio.sleep(0)
+        while not (ledger.elected or ledger.problem or task.done()):
+            await asyncio.sleep(0.002)
         try:
             yield ledger
         finally:
