@@ -1,0 +1,52 @@
+"""What a route may touch and who may call it: the one place that checks permissions.
+
+Every route names its permission with `may(...)`; a test walks the route table and fails for one
+that does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from gateway.errors import NotAllowed
+from gateway.identity.login import Principal
+from gateway.identity.roles import SENTENCES, Permission, allowed
+from gateway.services import Services
+
+
+@dataclass(frozen=True)
+class May:
+    """A dependency that lets a principal with this permission through and nobody else."""
+
+    permission: Permission
+
+    def __call__(self, request: Request) -> Principal:
+        principal: Principal = request.scope["state"]["principal"]
+        if not allowed(principal.roles, self.permission):
+            raise NotAllowed(
+                f"Your roles do not include: {SENTENCES[self.permission]}",
+                code="missing_permission",
+                param=self.permission.value,
+            )
+        return principal
+
+
+def may(permission: Permission) -> Callable[..., Principal]:
+    """`Depends(may(Permission.X))` on a route: the principal, or 403."""
+    return May(permission)
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+House = Annotated[Services, Depends(_services)]
+After = Annotated[
+    str | None, Query(max_length=200, description="Cursor: `next` of the previous page.")
+]
+Limit = Annotated[int, Query(ge=1, le=200, description="Items on a page.")]

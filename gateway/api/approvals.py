@@ -1,0 +1,212 @@
+"""Approval requests and exchanges as JSON: list, read, review, wait.
+
+Parses, calls one use case, renders; holds no rule about who may decide what.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.api.access import After, House, Limit, may
+from gateway.approvals import exchanges, review
+from gateway.approvals.review import Approvals, Reviewer, Submission
+from gateway.identity.login import Principal
+from gateway.identity.roles import Permission
+
+State = Literal["pending", "approved", "denied", "expired", "cancelled"]
+
+
+class ServerOut(BaseModel):
+    """The registered server a call goes to."""
+
+    label: str
+    url: str
+
+
+class RiskSignalOut(BaseModel):
+    """A named warning on a call, and why it is given."""
+
+    model_config = ConfigDict(extra="allow")
+    code: str
+    sentence: str
+
+
+class QuorumOut(BaseModel):
+    """How many approving reviews make a decision, and how many there are."""
+
+    needed: int
+    given: int
+
+
+class ReviewOut(BaseModel):
+    """One person's verdict; `note` never leaves the people's side."""
+
+    model_config = ConfigDict(extra="allow")
+    reviewer: str
+    verdict: Literal["approve", "deny"]
+    reason: str | None = None
+    note: str | None = None
+    at: datetime
+    channel: str
+
+
+class DecisionOut(BaseModel):
+    """How the request ended, and by whom."""
+
+    model_config = ConfigDict(extra="allow")
+    by: str
+    verdict: str
+    reason: str | None = None
+    at: datetime
+
+
+class ApprovalOut(BaseModel):
+    """One held call put before reviewers: everything its page shows."""
+
+    model_config = ConfigDict(extra="allow")
+    id: str
+    state: State
+    exchange_id: str
+    app: str
+    end_user: str | None = Field(description="Whom the app says it acts for; a claim.")
+    server: ServerOut
+    tool: str
+    arguments: str = Field(description="The exact string the model wrote.")
+    digest: str = Field(description="Send it back with the review: it names what was shown.")
+    risk_signals: list[RiskSignalOut]
+    rule: str | None
+    quorum: QuorumOut
+    created_at: datetime
+    deadline: datetime
+    reviews: list[ReviewOut]
+    decision: DecisionOut | None
+    execution: Literal["not_sent", "sending", "executed", "failed", "unknown"]
+
+
+class ApprovalPage(BaseModel):
+    """Approval requests, those that wait by soonest deadline first."""
+
+    items: list[ApprovalOut]
+    next: str | None
+
+
+class ExchangeOut(BaseModel):
+    """One app request with its rounds, calls, decisions and executions."""
+
+    model_config = ConfigDict(extra="allow")
+    id: str
+
+
+class ExchangePage(BaseModel):
+    """Exchanges, newest first."""
+
+    items: list[ExchangeOut]
+    next: str | None
+
+
+class ReviewIn(BaseModel):
+    """A verdict on exactly what `digest` names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    verdict: Literal["approve", "deny"]
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    reason: str | None = Field(
+        None, max_length=2000, description="Required to deny; the model and the app see it."
+    )
+    note: str | None = Field(
+        None, max_length=4000, description="For colleagues; never sent to the model or the app."
+    )
+
+
+class Filters(BaseModel):
+    """Which approval requests to list."""
+
+    model_config = ConfigDict(extra="forbid")
+    state: State | None = None
+    app: str | None = Field(None, max_length=200)
+    server: str | None = Field(None, max_length=200)
+    tool: str | None = Field(None, max_length=200)
+    after: str | None = Field(None, max_length=200, description="`next` of the previous page.")
+    limit: int = Field(50, ge=1, le=200)
+
+
+router = APIRouter(tags=["requests"])
+Reader = Annotated[Principal, Depends(may(Permission.READ_REQUESTS))]
+Decider = Annotated[Principal, Depends(may(Permission.REVIEW_REQUESTS))]
+ExchangeReader = Annotated[Principal, Depends(may(Permission.READ_EXCHANGES))]
+
+
+@router.get("/approval-requests", response_model=ApprovalPage)
+async def list_requests(house: House, _who: Reader, filters: Annotated[Filters, Query()]) -> Any:
+    """Approval requests, filtered; those that wait by soonest deadline first."""
+    page = await review.listing(
+        house.db, house.envelope, query=review.Query(**filters.model_dump())
+    )
+    return {"items": [item.document() for item in page.items], "next": page.next}
+
+
+@router.get("/approval-requests/{approval_id}", response_model=ApprovalOut)
+async def read_request(house: House, _who: Reader, approval_id: str) -> Any:
+    """Everything the request's page shows, with the digest to send back."""
+    return (await review.read(house.db, house.envelope, approval_id)).document()
+
+
+@router.post(
+    "/approval-requests/{approval_id}/reviews", status_code=201, response_model=ApprovalOut
+)
+async def submit_review(house: House, who: Decider, approval_id: str, body: ReviewIn) -> Any:
+    """Approve or deny. 409 says who decided and when, or that the digest is stale."""
+    submission = Submission(
+        approval_id=approval_id,
+        verdict=body.verdict,
+        digest=body.digest,
+        reason=body.reason,
+        note=body.note,
+    )
+    view = await review.review(_approvals(house), _reviewer(who), submission, now=house.clock())
+    return view.document()
+
+
+@router.get("/approval-requests/{approval_id}/wait", response_model=ApprovalOut)
+async def wait_for_change(
+    house: House,
+    _who: Reader,
+    approval_id: str,
+    timeout: Annotated[float, Query(ge=0, le=60, description="Seconds.")] = 30.0,  # noqa: ASYNC109  part of the contract
+) -> Any:
+    """Long poll: answers when the request changes, or as it is when the time is up."""
+    return (await review.wait(_approvals(house), approval_id, timeout)).document()
+
+
+@router.get("/exchanges", response_model=ExchangePage)
+async def list_exchanges(
+    house: House, _who: ExchangeReader, after: After = None, limit: Limit = 50
+) -> Any:
+    """Exchanges, newest first."""
+    page = await exchanges.listing(house.db, after=after, limit=limit)
+    return {"items": [item.document() for item in page.items], "next": page.next}
+
+
+@router.get("/exchanges/{exchange_id}", response_model=ExchangeOut)
+async def read_exchange(house: House, _who: ExchangeReader, exchange_id: str) -> Any:
+    """One app request with its rounds, calls, decisions and executions."""
+    return (await exchanges.read(house.db, house.envelope, exchange_id)).document()
+
+
+def _approvals(house: House) -> Approvals:
+    return Approvals(house.ledger, house.envelope, house.wakeups)
+
+
+def _reviewer(who: Principal) -> Reviewer:
+    return Reviewer(
+        user_id=who.user_id,
+        email=who.email,
+        roles=who.roles,
+        groups=who.groups,
+        channel="api",
+        auth=who.auth,
+    )

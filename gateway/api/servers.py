@@ -1,0 +1,209 @@
+"""Registered MCP servers as JSON: their settings, their tools, their write-only credential."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from gateway.api.access import House, may
+from gateway.errors import GatepassError
+from gateway.identity.login import Principal
+from gateway.identity.roles import Permission
+from gateway.registry import servers, tools
+from gateway.registry.changes import By
+from gateway.registry.members import read_object
+from gateway.registry.servers import ServerEntry
+from gateway.registry.settings import ServerSettings, read_server
+
+
+class CredentialRef(BaseModel):
+    """Which header carries the secret at `from`, a reference such as env:CRM_TOKEN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+    header: str = Field("Authorization", max_length=80)
+    scheme: str | None = Field(None, max_length=40)
+    source: str = Field(alias="from", max_length=500)
+
+
+class ServerChange(BaseModel):
+    """Everything configured of a server but its label."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    url: str = Field(max_length=2048)
+    description: str | None = Field(None, max_length=2048)
+    allow_private_network: bool = False
+    inject: Literal["headers", "authorization"] = "headers"
+    credential: CredentialRef | None = None
+
+
+class ServerIn(ServerChange):
+    """A server to register."""
+
+    label: str = Field(max_length=64)
+
+
+class CredentialIn(BaseModel):
+    """A value for the sealed vault; it can be replaced, never read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    value: SecretStr = Field(min_length=1, max_length=16384)
+    header: str | None = Field(None, max_length=80)
+    scheme: str | None = Field(None, max_length=40)
+
+
+class CredentialOut(BaseModel):
+    """Where the value is now; not the value."""
+
+    reference: str
+
+
+class ServerOut(BaseModel):
+    """A registered server. `stored_at`: when the value of a sealed credential was stored."""
+
+    id: str
+    label: str
+    url: str
+    description: str | None
+    allow_private_network: bool
+    inject: str
+    credential: CredentialRef | None
+    stored_at: datetime | None
+    tools: int
+    changed_tools: int
+    created_at: datetime
+    changed_at: datetime
+
+
+class ServerList(BaseModel):
+    """Every registered server, by label."""
+
+    items: list[ServerOut]
+
+
+class ToolOut(BaseModel):
+    """A tool's definition as pinned and as last listed; `changed`: they differ."""
+
+    model_config = ConfigDict(from_attributes=True)
+    name: str
+    changed: bool
+    pinned_digest: str
+    pinned: dict[str, Any]
+    pinned_at: datetime
+    pinned_by: str
+    listed_digest: str
+    listed: dict[str, Any]
+    listed_at: datetime
+
+
+class ToolList(BaseModel):
+    """The known tools of a server, changed ones first."""
+
+    items: list[ToolOut]
+
+
+class AcceptIn(BaseModel):
+    """The definition that was read: acceptance counts for exactly that one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+
+
+router = APIRouter(tags=["servers"])
+Reader = Annotated[Principal, Depends(may(Permission.READ_SERVERS))]
+Writer = Annotated[Principal, Depends(may(Permission.WRITE_SERVERS))]
+Keeper = Annotated[Principal, Depends(may(Permission.WRITE_CREDENTIALS))]
+
+
+@router.get("/servers", response_model=ServerList)
+async def list_servers(house: House, _who: Reader) -> Any:
+    """Every registered server, by label."""
+    return {"items": [_out(entry) for entry in await servers.listing(house.db)]}
+
+
+@router.post("/servers", status_code=201, response_model=ServerOut)
+async def register_server(house: House, who: Writer, body: ServerIn) -> Any:
+    """Register a server. Calls to servers that are not registered are refused."""
+    settings = _settings(body.label, body)
+    entry = await servers.register(house.ledger, settings, actor=who.actor, now=house.clock())
+    await house.directory.refresh()
+    return _out(entry)
+
+
+@router.get("/servers/{label}", response_model=ServerOut)
+async def read_server_(house: House, _who: Reader, label: str) -> Any:
+    """One server."""
+    return _out(await servers.read(house.db, label))
+
+
+@router.put("/servers/{label}", response_model=ServerOut)
+async def change_server(house: House, who: Writer, label: str, body: ServerChange) -> Any:
+    """Give a server these settings. Another address destroys its sealed credential."""
+    settings = _settings(label, body)
+    await servers.change(house.ledger, settings, actor=who.actor, now=house.clock())
+    await house.directory.refresh()
+    return _out(await servers.read(house.db, label))
+
+
+@router.delete("/servers/{label}", status_code=204)
+async def remove_server(house: House, who: Writer, label: str) -> None:
+    """Remove a server and destroy its sealed credential; calls to it are refused from now on."""
+    await servers.remove(house.ledger, label, actor=who.actor, now=house.clock())
+    await house.directory.refresh()
+
+
+@router.put("/servers/{label}/credential", response_model=CredentialOut)
+async def set_credential(house: House, who: Keeper, label: str, body: CredentialIn) -> Any:
+    """Store a value in the sealed vault and bind it to this server at its address."""
+    given = servers.CredentialValue(body.value.get_secret_value(), body.header, body.scheme)
+    reference = await servers.set_credential(
+        house.ledger, house.envelope, label, given, By(who.actor, house.clock())
+    )
+    await house.directory.refresh()
+    return {"reference": reference}
+
+
+@router.get("/servers/{label}/tools", response_model=ToolList)
+async def list_tools(house: House, _who: Reader, label: str) -> Any:
+    """The tools of a server: the definition that is pinned, and what the server listed last."""
+    return {"items": await tools.listing(house.db, label)}
+
+
+@router.post("/servers/{label}/tools/{tool}/accept", status_code=204)
+async def accept_tool(house: House, who: Writer, label: str, tool: str, body: AcceptIn) -> None:
+    """Pin the definition of this digest; 409 when the server has listed another one since."""
+    seen = (tool, body.digest)
+    await tools.accept(house.ledger, label, seen, actor=who.actor, now=house.clock())
+
+
+@router.post("/servers/{label}/probe")
+async def probe_server(house: House, _who: Writer, label: str) -> Any:
+    """Connect to the server with its credential and list its tools, as Azure would."""
+    if house.probe is None:
+        raise GatepassError("Probing is not available here.", code="not_available", status=501)
+    return await house.probe(label)
+
+
+def _settings(label: str, body: ServerChange) -> ServerSettings:
+    given = body.model_dump(by_alias=True, exclude_none=True, exclude={"label"})
+    return read_object({"label": label, **given}, "server", read_server)
+
+
+def _out(entry: ServerEntry) -> ServerOut:
+    settings, kept = entry.settings, entry.settings.credential
+    return ServerOut(
+        id=entry.id,
+        label=settings.label,
+        url=settings.url,
+        description=settings.description,
+        allow_private_network=settings.allow_private_network,
+        inject=settings.inject,
+        credential=CredentialRef(**{**kept.row(), "from": kept.source}) if kept else None,
+        stored_at=entry.stored_at,
+        tools=entry.tools,
+        changed_tools=entry.changed_tools,
+        created_at=entry.created_at,
+        changed_at=entry.changed_at,
+    )

@@ -1,0 +1,157 @@
+"""`gatepass servers …` and `gatepass credentials …`: MCP servers and what opens them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.cli.output import FAILED, USAGE, Json, complain, emit, say, table
+
+if TYPE_CHECKING:
+    from gateway.cli.runtime import House
+    from gateway.registry.servers import ServerEntry
+
+app = typer.Typer(no_args_is_help=True, help="Registered MCP servers.")
+credentials = typer.Typer(no_args_is_help=True, help="What opens a server; nobody reads it back.")
+
+Label = Annotated[str, typer.Argument(metavar="LABEL", help="Label of the server.")]
+_LONGEST = 16384
+
+
+@app.command("add")
+def add(
+    label: Label,
+    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server.")],
+    credential: Annotated[
+        str | None, typer.Option(help="Reference to a secret: env:NAME, file:PATH or sealed:NAME.")
+    ] = None,
+    inject: Annotated[str, typer.Option(help="headers or authorization.")] = "headers",
+    private: Annotated[
+        bool, typer.Option("--allow-private-network", help="Plain http, private addresses.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Register a server. Calls to servers that are not registered are refused."""
+    from gateway.cli.runtime import run
+    from gateway.registry import servers
+    from gateway.registry.members import read_object
+    from gateway.registry.settings import read_server
+
+    given: dict[str, Any] = {
+        "label": label,
+        "url": url,
+        "inject": inject,
+        "allow_private_network": private,
+    }
+    if credential is not None:
+        given["credential"] = {"header": "Authorization", "scheme": "Bearer", "from": credential}
+    settings = read_object(given, "server", read_server)
+
+    async def work(house: House) -> ServerEntry:
+        return await servers.register(
+            house.ledger, settings, actor=house.actor, now=house.clock()
+        )
+
+    entry = run(work)
+    emit(entry) if as_json else say(f"Registered {label}: {entry.settings.url}")
+
+
+@app.command("list")
+def listing(as_json: Json = False) -> None:
+    """List registered servers."""
+    from gateway.cli.runtime import look
+    from gateway.registry import servers
+
+    async def work(house: House) -> list[ServerEntry]:
+        return await servers.listing(house.db)
+
+    entries = look(work)
+    if as_json:
+        emit(entries)
+        return
+    table(
+        ("label", "url", "credential", "tools", "changed tools", "changed"),
+        [_row(entry) for entry in entries],
+        empty="No server is registered: calls to any MCP server are refused.",
+    )
+
+
+@app.command("probe")
+def probe(label: Label, as_json: Json = False) -> None:
+    """Connect to a server with its credential and list its tools."""
+    from gateway.cli.runtime import run
+
+    async def work(house: House) -> Any:
+        return None if house.probe is None else await house.probe(label)
+
+    found = run(work)
+    if found is None:
+        complain("probing is not available in this version")
+        raise typer.Exit(USAGE)
+    emit(found) if as_json else say(f"{label} answers: {found}")
+
+
+@app.command("remove")
+def remove(label: Label, as_json: Json = False) -> None:
+    """Remove a server and destroy its sealed credential; calls to it are refused from now on."""
+    from gateway.cli.runtime import run
+    from gateway.registry import servers
+
+    async def work(house: House) -> None:
+        await servers.remove(house.ledger, label, actor=house.actor, now=house.clock())
+
+    run(work)
+    emit({"label": label, "removed": True}) if as_json else say(f"{label} is removed.")
+
+
+@credentials.command("set")
+def set_credential(
+    label: Label,
+    from_file: Annotated[
+        Path | None, typer.Option("--from-file", help="Read the value from this file.")
+    ] = None,
+    header: Annotated[str | None, typer.Option(help="Header that carries it.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Word before it, such as Bearer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Store the credential of a server in the sealed vault, from stdin or a file."""
+    from gateway.cli.runtime import run
+    from gateway.registry import servers
+    from gateway.registry.changes import By
+
+    value = _value(from_file)
+
+    async def work(house: House) -> str:
+        given = servers.CredentialValue(value, header, scheme)
+        by = By(house.actor, house.clock())
+        return await servers.set_credential(house.ledger, house.envelope, label, given, by)
+
+    reference = run(work)
+    made = {"label": label, "reference": reference}
+    emit(made) if as_json else say(f"Stored. {label} now uses {reference}.")
+
+
+def _value(from_file: Path | None) -> str:
+    """The secret, without the line end that editors and echo put after it."""
+    if from_file is not None:
+        text = from_file.read_text(encoding="utf-8")
+    elif sys.stdin.isatty():
+        text = typer.prompt("Value", hide_input=True, err=True)
+    else:
+        text = sys.stdin.read(_LONGEST + 1)
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not 0 < len(text) <= _LONGEST:
+        complain(f"a credential has 1 to {_LONGEST} characters")
+        raise typer.Exit(FAILED)
+    return text
+
+
+def _row(entry: ServerEntry) -> tuple[object, ...]:
+    settings = entry.settings
+    kept = settings.credential
+    source = None if kept is None else f"{kept.header} from {kept.source}"
+    tools, changed = entry.tools, entry.changed_tools
+    return (settings.label, settings.url, source, tools, changed, entry.changed_at)
