@@ -18,13 +18,13 @@ test: .venv/.test ## the whole suite (T=tests/unit/test_x.py or T="-k name" for 
 check: .venv/.test ## format, lint, types, import contracts, fast tests: under a minute
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/djlint --quiet --check --lint web/templates
+	@$(BIN)/djlint --quiet --lint web/templates
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo > .venv/imports.log 2>&1 || { cat .venv/imports.log; exit 1; }
 	@$(BIN)/pytest -q $(FAST) tests/unit tests/contracts tests/integration
 
 format: .venv/.test ## write the code the way check wants it
-	@$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/djlint --quiet --reformat web/templates
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 e2e: .venv/.test ## real server processes and the official clients
 	@$(BIN)/pytest tests/e2e $(T)

@@ -10,6 +10,7 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.frontend import parse_mapping_cfg
 from babel.messages.pofile import read_po
 
+from gateway.audit.kinds import KINDS
 from tests.support.repository import ROOT
 
 WEB = ROOT / "web"
@@ -27,8 +28,8 @@ def texts() -> dict[str, str]:
     return found
 
 
-def catalog(language: str) -> Catalog:
-    path = WEB / "locales" / language / "LC_MESSAGES" / "web.po"
+def catalog(language: str, domain: str = "web") -> Catalog:
+    path = WEB / "locales" / language / "LC_MESSAGES" / f"{domain}.po"
     assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
     with path.open("rb") as source:
         return read_po(source, locale=language)
@@ -80,3 +81,15 @@ def test_placeholders_survive_translation(language: str) -> None:
             if extra:
                 problems.append(f"{message.id!r}: unknown {sorted(extra)}")
     assert problems == []
+
+
+@pytest.mark.parametrize("language", ["ru"])
+def test_every_record_kind_is_said_in_every_language(language: str) -> None:
+    have = {message.id: message for message in catalog(language, "kinds") if message.id}
+    wanted = {text for kind in KINDS.values() for text in (kind.meaning, kind.says)}
+    assert have.keys() == wanted
+    for text, message in have.items():
+        assert message.string, text
+        assert not message.fuzzy, text
+        named = set(re.findall(r"{(\w+)}", text))
+        assert set(re.findall(r"{(\w+)}", message.string)) <= named, text
