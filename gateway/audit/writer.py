@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Table, insert
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -45,6 +46,7 @@ class Writer:
     async def append(self, records: Sequence[Record], rows: Sequence[Row]) -> None:
         """Write rows and records in one transaction; durable when it returns.
 
+        A row whose key stands already is left as it is: the first one counts.
         Raises `Conflict` when a record stands already, `Unavailable` when the database cannot
         write; nothing of this call is written then.
         """
@@ -104,8 +106,9 @@ async def _write(connection: AsyncConnection, batch: list[Submission]) -> None:
     for submission in batch:
         for table, row in submission.rows:
             grouped.setdefault((table, tuple(row)), []).append(row)
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     for (table, _), rows in grouped.items():
-        await connection.execute(insert(table), rows)
+        await connection.execute(insert(table).on_conflict_do_nothing(), rows)
     records = [record for submission in batch for record in submission.records]
     if records:
         await insert_records(connection, records)

@@ -1,0 +1,164 @@
+"""The composition root: builds every collaborator and the application; nothing else does.
+
+Requests of apps (`/openai`, `/v1`) go straight to the proxy, past the whole of FastAPI's
+machinery; everything else is FastAPI's: `/api`, the pages, health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+import web
+from gateway import api, config
+from gateway.api import health
+from gateway.approvals.wakeups import Wakeups
+from gateway.audit.ledger import Ledger
+from gateway.audit.signing import load_signer
+from gateway.config import Settings
+from gateway.jobs import Jobs
+from gateway.proxy.azure import Azure, Upstream
+from gateway.proxy.clients import Limits
+from gateway.proxy.driver import Tools
+from gateway.proxy.live import Hub
+from gateway.proxy.passing import Passing
+from gateway.proxy.recovery import Recovery
+from gateway.proxy.retrieval import Retrieval
+from gateway.proxy.routes import Edge, Proxy
+from gateway.registry.directory import Directory
+from gateway.services import Services
+from gateway.store.database import open_database
+from gateway.store.envelope import Envelope, load_or_create_key
+from gateway.telemetry import Clock, utc_now
+from gateway.vault import open_vault
+
+_DATA_PLANE = ("/openai/", "/v1/")
+
+
+class Gatepass(FastAPI):
+    """The whole application; the data plane takes the short way."""
+
+    proxy: Proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Dispatch by the first path segment."""
+        if scope["type"] != "lifespan" and scope["path"].startswith(_DATA_PLANE):
+            await self.proxy(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
+    """Open what the settings name. Makes the data directory and the keys at the first start."""
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    envelope = Envelope(load_or_create_key(settings.resolved_master_key_file))
+    signer = load_signer(settings.resolved_signing_key_file, settings.ledger_origin)
+    db = open_database(settings.resolved_database_url)
+    keep_out = (
+        settings.data_dir,
+        settings.resolved_master_key_file,
+        settings.resolved_signing_key_file,
+    )
+    return Services(
+        settings=settings,
+        db=db,
+        ledger=Ledger(db, signer, clock),
+        envelope=envelope,
+        directory=Directory(db),
+        vault=open_vault(db, envelope, config.environment(), keep_out),
+        wakeups=Wakeups(db),
+        clock=clock,
+    )
+
+
+def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
+    """The application of one process, not started yet: its lifespan opens and closes it."""
+    services = create_services(settings, clock)
+    azure = Azure(_upstream(settings), services.directory, services.vault)
+    hub = Hub()
+    tools = Tools(
+        context=services.approvals,
+        azure=azure,
+        directory=services.directory,
+        clock=clock,
+        approval_expires=settings.approval_expires,
+        grace=settings.disconnect_grace,
+        keepalive=settings.keepalive,
+    )
+    heartbeat = settings.heartbeat.total_seconds()
+    edge = Edge(
+        tools=tools,
+        passing=Passing(azure, services.ledger, clock),
+        retrieval=Retrieval(services.approvals, azure, hub, clock, heartbeat),
+        hub=hub,
+        limits=Limits(
+            settings.early_header.total_seconds(),
+            settings.plain_limit.total_seconds(),
+            settings.strict_limit.total_seconds(),
+        ),
+        heartbeat=heartbeat,
+        max_rounds=settings.max_rounds,
+        max_body=settings.max_body_bytes,
+    )
+    jobs = Jobs(services, Recovery(tools, hub))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with _running(services, azure, hub, jobs):
+            yield
+
+    app = Gatepass(
+        title="Gatepass",
+        version=version("gatepass"),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.services = services
+    app.proxy = Proxy(edge)
+    app.include_router(health.router())
+    api.mount(app, services)
+    web.mount(app, services)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _running(services: Services, azure: Azure, hub: Hub, jobs: Jobs) -> AsyncIterator[None]:
+    """Everything that lives as long as the process, started in order, stopped in reverse."""
+    stopping = asyncio.Event()
+    await azure.open()
+    await services.directory.reload()
+    try:
+        async with asyncio.TaskGroup() as group:
+            ledger = group.create_task(services.ledger.run(), name="ledger")
+            others = [group.create_task(services.wakeups.run(), name="wakeups")]
+            home = group.create_task(hub.run(stopping), name="exchanges")
+            await hub.ready.wait()
+            others.append(group.create_task(jobs.run(), name="jobs"))
+            try:
+                yield
+            finally:
+                for task in others:
+                    task.cancel()
+                stopping.set()
+                await asyncio.wait([home])
+                ledger.cancel()
+    finally:
+        await azure.close()
+        await services.db.close()
+
+
+def _upstream(settings: Settings) -> Upstream | None:
+    if settings.upstream_url is None or settings.upstream_api_key is None:
+        return None
+    return Upstream(
+        settings.upstream_url.rstrip("/") + "/",
+        settings.upstream_api_key.get_secret_value(),
+        settings.upstream_timeout.total_seconds(),
+    )

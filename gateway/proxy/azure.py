@@ -1,0 +1,335 @@
+"""The sender: one pooled client to Azure. Step 4 of the path, the only place that opens secrets.
+
+Retries nothing that could run twice: only what Azure provably did not start (no connection, a
+parent not visible yet, a rejection before the start) is tried again. Redirects are never
+followed. A round that releases a call uses a fresh connection, because a kept-alive one that
+Azure has closed is a retry in disguise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+
+from gateway.errors import Conflict, GatepassError, Unavailable
+from gateway.exchange.document import dump
+from gateway.exchange.messages import (
+    TERMINAL,
+    Binding,
+    Broken,
+    Event,
+    Forward,
+    FrameSeen,
+    Json,
+    Rejected,
+)
+from gateway.exchange.sse import Frame, FrameReader
+from gateway.registry.directory import Directory, ServerView
+from gateway.vault import Vault
+
+#: Headers of Azure's answers that mean something to an app.
+PASSED_ON = frozenset(
+    {
+        "apim-request-id", "openai-processing-ms", "openai-version", "retry-after",
+        "retry-after-ms", "x-ms-region", "x-ratelimit-limit-requests",
+        "x-ratelimit-limit-tokens", "x-ratelimit-remaining-requests",
+        "x-ratelimit-remaining-tokens", "x-ratelimit-reset-requests",
+        "x-ratelimit-reset-tokens",
+    }
+)  # fmt: skip
+_REDACTED = b"[redacted]"
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+_LONGEST_PAUSE = 60.0
+_SHORTEST_SECRET = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where Azure is and how to sign in there. The key does not print."""
+
+    url: str
+    key: str
+    timeout: float
+
+    def __repr__(self) -> str:
+        return f"Upstream({self.url!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What of the app's request line and headers goes along with every round."""
+
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+
+    def document(self) -> Json:
+        """As it is saved with a waiting exchange."""
+        return {"headers": dict(self.headers), "query": dict(self.query)}
+
+
+class Azure:
+    """One per process. `open` before use, `close` at the end."""
+
+    def __init__(self, upstream: Upstream | None, directory: Directory, vault: Vault) -> None:
+        self._upstream = upstream
+        self._directory = directory
+        self._vault = vault
+        self._pooled: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Make the two connection pools."""
+        silence = self._upstream.timeout if self._upstream else 600.0
+        timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_connect=10, sock_read=silence)
+        for name, close in (("_pooled", False), ("_fresh", True)):
+            connector = aiohttp.TCPConnector(limit=0, force_close=close)
+            session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent",),
+            )
+            setattr(self, name, session)
+
+    async def close(self) -> None:
+        """Close what is open."""
+        for session in (self._pooled, self._fresh):
+            if session is not None:
+                await session.close()
+
+    @contextlib.asynccontextmanager
+    async def request(
+        self, method: str, path: str, wire: Wire, body: bytes | None = None, *, fresh: bool = False
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request below the resource's root, exactly once. `path` starts without a slash."""
+        session = self._fresh if fresh else self._pooled
+        if session is None or self._upstream is None:
+            raise Unavailable(
+                "No Azure resource is configured: set GATEPASS_UPSTREAM_URL and its key.",
+                code="upstream_not_configured",
+            )
+        headers = {**wire.headers, "api-key": self._upstream.key}
+        if body is not None:
+            headers["content-type"] = "application/json"
+        async with session.request(
+            method,
+            self._upstream.url + path,
+            params=dict(wire.query),
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+        ) as response:
+            yield response
+
+    # --- a round ----------------------------------------------------------------------------
+
+    async def round(self, turn: Forward, wire: Wire) -> AsyncGenerator[Event, None]:
+        """Send one round; its frames, or `Rejected`, or `Broken` as the last event."""
+        try:
+            document, scrubber = await self._with_credentials(turn.body, turn.bindings)
+            raw = dump(document)
+        except GatepassError as error:
+            yield Broken(error.message, sent=False)
+            return
+        attempt = 0
+        while True:
+            async with contextlib.aclosing(
+                self._attempt(raw, wire, scrubber, fresh=bool(turn.releases))
+            ) as events:
+                first = await anext(events, None)
+                pause = _pause(first, attempt, resumes=turn.round > 0)
+                if pause is None:
+                    if first is not None:
+                        yield first
+                    async for event in events:
+                        yield event
+                    return
+            await asyncio.sleep(pause)
+            attempt += 1
+
+    async def _attempt(
+        self, raw: bytes, wire: Wire, scrubber: Scrubber, *, fresh: bool
+    ) -> AsyncGenerator[Event, None]:
+        try:
+            async with self.request("POST", "responses", wire, raw, fresh=fresh) as response:
+                async for event in self._events(response, wire, scrubber):
+                    yield event
+        except aiohttp.ClientConnectorError:
+            yield Broken("Azure cannot be reached.", sent=False)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            yield Broken(
+                f"The connection to Azure broke ({type(error).__name__}); what it had begun "
+                "may have been carried out.",
+                sent=True,
+            )
+
+    async def _events(
+        self, response: aiohttp.ClientResponse, wire: Wire, scrubber: Scrubber
+    ) -> AsyncIterator[Event]:
+        if response.status >= 300:
+            yield await rejection(response, scrubber)
+        elif response.content_type == "text/event-stream":
+            async for event in _stream(response, scrubber):
+                yield event
+        else:
+            async for event in self._whole(scrubber.clean(await response.read()), wire, scrubber):
+                yield event
+
+    async def _whole(self, raw: bytes, wire: Wire, scrubber: Scrubber) -> AsyncIterator[Event]:
+        """A plain answer; one that is still running is polled to its end."""
+        response = orjson.loads(raw)
+        status = response.get("status")
+        if status in {"queued", "in_progress"}:
+            yield FrameSeen("response.created", {"response": response})
+        pause = 0.5
+        while status in {"queued", "in_progress"}:
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 5.0)
+            async with self.request("GET", f"responses/{response['id']}", wire) as answer:
+                if answer.status >= 500 or answer.status in {404, 429}:
+                    continue  # not readable yet, or busy: the response itself goes on
+                if answer.status >= 300:
+                    yield await rejection(answer, scrubber)
+                    return
+                response = orjson.loads(scrubber.clean(await answer.read()))
+                status = response.get("status")
+        kind = f"response.{status}"
+        yield FrameSeen(kind if kind in TERMINAL else "response.completed", {"response": response})
+
+    # --- credentials ------------------------------------------------------------------------
+
+    async def _with_credentials(
+        self, body: Json, bindings: Sequence[Binding]
+    ) -> tuple[Json, Scrubber]:
+        """The body with every bound server's credential in it, and what must never come back."""
+        if not bindings:
+            return body, Scrubber(())
+        tools = list(body["tools"])
+        values: list[str] = []
+        for binding in bindings:
+            server = self._directory.view.servers.get(binding.server_id)
+            entry = tools[binding.tool_index]
+            if server is None or not server.url == binding.url == entry["server_url"]:
+                raise Conflict(
+                    f"The server {binding.server_label!r} has been changed or removed.",
+                    code="server_changed",
+                )
+            if server.credential is not None:
+                value = (await self._vault.open(server.credential.ref)).reveal()
+                tools[binding.tool_index] = {**entry, **_injected(server, value)}
+                values.append(value)
+        return {**body, "tools": tools}, Scrubber(values)
+
+
+def _injected(server: ServerView, value: str) -> Json:
+    credential = server.credential
+    if credential is None:
+        return {}
+    if server.inject == "authorization":
+        return {"authorization": value}
+    scheme = f"{credential.scheme} " if credential.scheme else ""
+    return {"headers": {credential.header: scheme + value}}
+
+
+class Scrubber:
+    """Takes injected secrets out of everything Azure sends back: the last line of defence."""
+
+    def __init__(self, values: Sequence[str]) -> None:
+        forms: set[bytes] = set()
+        for value in values:
+            if len(value) >= _SHORTEST_SECRET:
+                escaped = orjson.dumps(value)[1:-1]
+                forms |= {value.encode(), escaped, orjson.dumps(escaped.decode())[1:-1]}
+        self._forms = tuple(sorted(forms, key=len, reverse=True))
+
+    def clean(self, raw: bytes) -> bytes:
+        """`raw` without any of the secrets."""
+        for form in self._forms:
+            if form in raw:
+                raw = raw.replace(form, _REDACTED)
+        return raw
+
+
+def _pause(event: Event | None, attempt: int, *, resumes: bool) -> float | None:
+    """How long to wait before trying again; None when it must not, or need not, be tried.
+
+    A busy Azure is waited for only when resuming: before that, the app's own retry is as good.
+    """
+    if attempt >= len(_PAUSES):
+        return None
+    match event:
+        case Broken(sent=False):
+            return _PAUSES[attempt] if attempt < 2 else None
+        case Rejected(status=400, body=body) if _code(body) == "previous_response_not_found":
+            return _PAUSES[attempt]
+        case Rejected(status=429 | 503, headers=headers) if resumes and attempt < 3:
+            return _retry_after(headers)
+        case _:
+            return None
+
+
+def _code(body: Json) -> Any:
+    error = body.get("error")
+    return error.get("code") if isinstance(error, dict) else None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with contextlib.suppress(KeyError, ValueError):
+            seconds = float(headers[name]) * unit
+            return seconds if seconds <= _LONGEST_PAUSE else None
+    return None
+
+
+async def rejection(response: aiohttp.ClientResponse, scrubber: Scrubber) -> Rejected:
+    """An HTTP error of Azure, its body kept as it came where it is JSON."""
+    raw = scrubber.clean(await response.read())
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        message = f"Azure answered {response.status} without a readable body."
+        body = {
+            "error": {
+                "message": message, "type": "server_error", "param": None, "code": "upstream_failed"
+            }
+        }  # fmt: skip
+    # A redirect would lead the app past the gateway: it is shown as a failure.
+    status = response.status if response.status >= 400 else 502
+    return Rejected(status, body, passed_on(response))
+
+
+def passed_on(response: aiohttp.ClientResponse) -> dict[str, str]:
+    """The headers of an answer that the app may see."""
+    found = {name.lower(): value for name, value in response.headers.items()}
+    return {name: value for name, value in found.items() if name in PASSED_ON}
+
+
+async def _stream(response: aiohttp.ClientResponse, scrubber: Scrubber) -> AsyncIterator[Event]:
+    reader = FrameReader()
+    async for chunk in response.content.iter_any():
+        for frame in reader.feed(chunk):
+            event = parse_frame(frame, scrubber)
+            if event is None:
+                continue
+            yield event
+            if event.type in TERMINAL:
+                return
+    yield Broken("Azure's stream ended without an end.", sent=True)
+
+
+def parse_frame(frame: Frame, scrubber: Scrubber) -> FrameSeen | None:
+    """A frame as an event; None for the end marker that some upstreams send."""
+    if frame.data == b"[DONE]":
+        return None
+    data = orjson.loads(scrubber.clean(frame.data))
+    if not isinstance(data, dict):
+        raise ValueError("a frame that is not an object")
+    return FrameSeen(str(data.get("type") or frame.event or "unknown"), data)

@@ -1,0 +1,367 @@
+"""Runs one exchange with MCP tools: carries out the machine's commands, feeds it events.
+
+Steps 4 to 8 of the path, one after the other. Every decision is the machine's, policy's or a
+person's; every record is written by the use case that changes the state. What the driver adds
+is order: record before act, and nothing shown to the app before the ledger has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import assert_never
+
+from gateway.approvals import decisions, exchanges, holding, reading
+from gateway.approvals.decisions import Approvals
+from gateway.approvals.exchanges import Ending, Kept
+from gateway.errors import GatepassError
+from gateway.exchange.machine import Exchange
+from gateway.exchange.messages import (
+    Broken,
+    Call,
+    Cancelled,
+    Command,
+    Decided,
+    Emit,
+    Event,
+    Fault,
+    Finished,
+    Forward,
+    Hold,
+    Json,
+    Listed,
+    Mismatch,
+    Observed,
+    ServerFacts,
+    Started,
+    Turn,
+)
+from gateway.proxy.azure import Azure, Wire
+from gateway.proxy.live import Live
+from gateway.registry import tools as tool_definitions
+from gateway.registry.directory import Directory
+from gateway.telemetry import Clock, holds_open, log
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every driver of this process works with."""
+
+    context: Approvals
+    azure: Azure
+    directory: Directory
+    clock: Clock
+    approval_expires: timedelta
+    grace: timedelta
+    keepalive: timedelta
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one driver needs beside the machine; saved with a waiting exchange.
+
+    `strict` maps a server label to the tools the app itself wants asked for (None: all).
+    `keepalive`: whether typed keepalive events may be sent while holding.
+    """
+
+    wire: Wire
+    strict: Mapping[str, frozenset[str] | None]
+    keepalive: bool
+
+    def document(self) -> Json:
+        """Plain JSON."""
+        strict = {label: None if names is None else sorted(names) for label, names in
+                  self.strict.items()}  # fmt: skip
+        return {"wire": self.wire.document(), "strict": strict, "keepalive": self.keepalive}
+
+    @classmethod
+    def restore(cls, document: Json) -> Assignment:
+        """What `document` wrote."""
+        return cls(
+            Wire(document["wire"]["headers"], document["wire"]["query"]),
+            {
+                label: None if names is None else frozenset(names)
+                for label, names in document["strict"].items()
+            },
+            document["keepalive"],
+        )
+
+
+class Driver:
+    """One exchange, from its start or from where it was saved, to its end."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        live: Live,
+        assignment: Assignment,
+        approvals: Mapping[str, str] | None = None,
+    ) -> None:
+        self._tools = tools
+        self._context = tools.context
+        self._live = live
+        self._kept: Kept = live.kept
+        self._exchange: Exchange = live.exchange
+        self._assignment = assignment
+        self._approvals = dict(approvals or {})
+        self._named = len(self._exchange.upstream_ids)
+        self._cancel: str | None = None
+        self._sending: set[str] = set()  # marked as being sent, not observed yet
+
+    def cancel(self, reason: str) -> None:
+        """The app wants no more of it. Takes effect while the exchange is held."""
+        self._cancel = reason
+
+    async def run(self) -> None:
+        """Drive from the start to the end."""
+        await self._run(self._exchange.receive(Started()))
+
+    async def resume(self) -> None:
+        """Go on with an exchange that was saved while it waited."""
+        await self._run([Hold((), tuple(self._exchange.answers))])
+
+    async def _run(self, commands: list[Command]) -> None:
+        try:
+            turn = await self._carry_out(commands)
+            while not isinstance(turn, Finished):
+                match turn:
+                    case Forward():
+                        turn = await self._forward(turn)
+                    case Hold():
+                        turn = await self._hold(turn)
+                    case _:
+                        assert_never(turn)
+            await self._finish(turn)
+        except Exception as error:
+            log.exception("exchange.failed", exchange=self._kept.id)
+            self._give_up(error)
+
+    # --- commands ---------------------------------------------------------------------------
+
+    async def _feed(self, event: Event) -> Turn | None:
+        """One event into the machine; the turn it leads to, if any."""
+        commands = self._exchange.receive(event)
+        for number in range(self._named, len(self._exchange.upstream_ids)):
+            # Before the app can know the id it must be known whose it is.
+            await exchanges.name_response(
+                self._context,
+                self._kept,
+                self._exchange.upstream_ids[number],
+                number,
+                now=self._tools.clock(),
+            )
+            self._named = number + 1
+        return await self._carry_out_some(commands)
+
+    async def _carry_out(self, commands: list[Command]) -> Turn:
+        turn = await self._carry_out_some(commands)
+        if turn is None:
+            raise RuntimeError("the machine did not say how to go on")
+        return turn
+
+    async def _carry_out_some(self, commands: list[Command]) -> Turn | None:
+        for command in commands:
+            match command:
+                case Emit():
+                    self._live.emit(command)
+                case Listed():
+                    await self._listed(command)
+                case Observed():
+                    await self._observed(command)
+                case Mismatch():
+                    await self._mismatch(command)
+                case Forward() | Hold() | Finished():
+                    return command
+                case _:
+                    assert_never(command)
+        return None
+
+    async def _listed(self, listed: Listed) -> None:
+        server = self._servers().get(listed.server_label)
+        if server is not None:
+            await tool_definitions.observe(
+                self._context.ledger, server.id, listed.tools, now=self._tools.clock()
+            )
+
+    async def _observed(self, observed: Observed) -> None:
+        approval_id = self._approvals.get(observed.request_id)
+        if approval_id in self._sending:
+            self._sending.discard(approval_id)
+            await exchanges.observe(
+                self._context, self._kept, approval_id, observed, now=self._tools.clock()
+            )
+
+    async def _mismatch(self, mismatch: Mismatch) -> None:
+        log.error("execution.mismatch", exchange=self._kept.id, why=mismatch.why)
+        approval_id = self._approvals.get(mismatch.request_id or "")
+        await exchanges.alarm(
+            self._context, self._kept, mismatch, approval_id, now=self._tools.clock()
+        )
+
+    def _servers(self) -> dict[str, ServerFacts]:
+        view = self._tools.directory.view
+        return {
+            binding.server_label: view.servers[binding.server_id].facts()
+            for binding in self._exchange.plan.bindings
+            if binding.server_id in view.servers
+        }
+
+    # --- turns ------------------------------------------------------------------------------
+
+    async def _forward(self, turn: Forward) -> Turn:
+        try:
+            await self._claim(turn)
+        except GatepassError as error:
+            return await self._carry_out(self._exchange.receive(Broken(error.message, sent=False)))
+        async with contextlib.aclosing(
+            self._tools.azure.round(turn, self._assignment.wire)
+        ) as events:
+            async for event in events:
+                next_turn = await self._feed(event)
+                if next_turn is not None:
+                    return next_turn
+        broken = Broken("Azure's answer ended without an end.", sent=True)
+        return await self._carry_out(self._exchange.receive(broken))
+
+    async def _claim(self, turn: Forward) -> None:
+        """Mark what is about to be sent. A first round without answers needs no mark."""
+        released = [self._approvals[name] for name in turn.releases]
+        denied = [self._approvals[name] for name in turn.denials]
+        if not released and not denied:
+            return
+        if self._kept.state == "forwarding":
+            await self._save()
+        self._live.receipt = await exchanges.begin_sending(
+            self._context, self._kept, released, denied, now=self._tools.clock()
+        )
+        self._sending = set(released)
+
+    async def _hold(self, turn: Hold) -> Turn:
+        next_turn: Turn | None = None
+        if turn.open:
+            opened = await self._open(turn.open)
+            for item in opened:
+                if item.answer is not None:
+                    next_turn = await self._feed(Decided(item.call.request_id, item.answer))
+        elif self._kept.state == "forwarding":
+            await self._save()
+        if next_turn is not None:
+            return next_turn
+        holds_open.inc()
+        self._live.hold(asyncio.get_running_loop().time())
+        try:
+            return await self._wait()
+        finally:
+            self._live.hold(None)
+            holds_open.dec()
+
+    async def _open(self, calls: tuple[Call, ...], *, waits: bool = True) -> list[holding.Opened]:
+        view = self._tools.directory.view
+        opened, self._approvals = await holding.open_hold(
+            self._context,
+            holding.Round(
+                self._kept,
+                calls,
+                self._servers(),
+                self._approvals,
+                self._document() if waits else None,
+            ),
+            holding.Rules(
+                view.policy,
+                view.policy_digest,
+                self._assignment.strict,
+                self._tools.approval_expires,
+            ),
+            now=self._tools.clock(),
+        )
+        return opened
+
+    def _document(self) -> Json:
+        return {"machine": self._exchange.snapshot(), "forward": self._assignment.document()}
+
+    async def _save(self) -> None:
+        async with self._context.ledger.transaction() as tx:
+            await exchanges.save(
+                tx, self._context.envelope, self._kept, self._document(), self._approvals
+            )
+        self._kept.state = "holding"
+
+    async def _wait(self) -> Turn:
+        """Until every awaited call is decided, or nobody wants the answer any more."""
+        request_ids = {ours: theirs for theirs, ours in self._approvals.items()}
+        while True:
+            waiting = [
+                self._approvals[name]
+                for name, answer in self._exchange.answers.items()
+                if answer is None
+            ]
+            given = await reading.answers(self._context.db, self._context.envelope, waiting)
+            for approval_id, answer in given.items():
+                turn = await self._feed(Decided(request_ids[approval_id], answer))
+                if turn is not None:
+                    return turn
+            if (reason := self._unwanted()) is not None:
+                await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+                return await self._carry_out(self._exchange.receive(Cancelled(reason)))
+            if not given:
+                await self._pause([name for name in waiting if name not in given])
+
+    async def _pause(self, approval_ids: list[str]) -> None:
+        pause = self._tools.keepalive.total_seconds()
+        quiet = len(self._live.frames)
+        await self._context.wakeups.wait([*approval_ids, self._kept.id], pause)
+        if self._assignment.keepalive and self._kept.streamed and quiet == len(self._live.frames):
+            held = self._live.held_since
+            now = asyncio.get_running_loop().time()
+            if held is not None and now - held >= pause and self._exchange.id is not None:
+                self._live.emit(self._exchange.keepalive())
+
+    def _unwanted(self) -> str | None:
+        gone = self._live.abandoned(asyncio.get_running_loop().time())
+        if gone is not None and gone >= self._tools.grace.total_seconds():
+            return "The app's connection was gone for too long."
+        return self._cancel
+
+    # --- the end ----------------------------------------------------------------------------
+
+    async def _finish(self, finished: Finished) -> None:
+        if finished.left_open and finished.outcome != "cancelled":
+            await self._open(finished.left_open, waits=False)
+            if finished.outcome != "completed":
+                # Nobody is asked about calls of a round that failed; Azure will be told no.
+                await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+        error = (finished.fault.body.get("error") if finished.fault else None) or {}
+        await exchanges.finish(
+            self._context,
+            self._kept,
+            Ending(
+                finished.outcome,
+                self._exchange.stitcher.round + 1,
+                finished.response,
+                str(error.get("code")) if error.get("code") else None,
+            ),
+            now=self._tools.clock(),
+        )
+        self._live.finish(finished)
+
+    def _give_up(self, error: Exception) -> None:
+        """Tell the app at least. What the database has says how far it came."""
+        message = error.message if isinstance(error, GatepassError) else (
+            "The gateway could not go on with this request."
+        )  # fmt: skip
+        body = {
+            "message": message,
+            "type": "server_error",
+            "param": None,
+            "code": getattr(error, "code", "internal_error"),
+        }
+        fault = Fault(503, {"error": body}, {"x-should-retry": "false"})
+        response = None
+        if self._exchange.id is not None:
+            for kind, data in self._exchange.stitcher.failure(body, told=False):
+                self._live.emit(Emit(kind, data))
+                response = data.get("response")
+        self._live.finish(Finished("failed", response, fault))

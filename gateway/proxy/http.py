@@ -1,0 +1,128 @@
+"""The little HTTP that the proxy path needs, straight on ASGI: bodies, headers, JSON answers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import GatepassError, Refused
+from gateway.exchange.messages import Json
+
+
+class ClientGone(Exception):
+    """The app closed its connection before its request was complete."""
+
+
+class Call:
+    """One request of an app: its line, its headers, its body once read."""
+
+    __slots__ = ("_receive", "_send", "headers", "id", "method", "path", "query", "started")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.method: str = scope["method"]
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        # Routes are matched on the path as it was sent: an encoded character is not on any.
+        self.path = raw.split(b"?")[0].decode("latin-1")
+        self.query: list[tuple[str, str]] = (
+            parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+            if scope["query_string"]
+            else []
+        )
+        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.id = "req_" + secrets.token_hex(12)
+        self.started = False
+
+    def header(self, name: str) -> str | None:
+        """The value of a header; raises `Refused` when it was sent more than once."""
+        wanted = name.encode()
+        found = [value for key, value in self.headers if key == wanted]
+        if len(found) > 1:
+            raise Refused(f"The header '{name}' was sent more than once.", code="duplicate_header")
+        return found[0].decode("latin-1") if found else None
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body; raises `Refused` (413, 415) or `ClientGone`."""
+        encoding = self.header("content-encoding")
+        if encoding not in (None, "", "identity"):
+            raise Refused(
+                "Compressed bodies are not accepted; send the JSON as it is.",
+                code="content_encoding_unsupported",
+                status=415,
+            )
+        kind = (self.header("content-type") or "application/json").partition(";")
+        if kind[0].strip().lower() != "application/json":
+            raise Refused(
+                "The body must be sent as application/json.",
+                code="content_type_unsupported",
+                status=415,
+            )
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise Refused(
+                    f"The body is longer than {limit} bytes.", code="body_too_large", status=413
+                )
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def disconnected(self) -> None:
+        """Return when the app closes its connection. Only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    # --- answering --------------------------------------------------------------------------
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """The status line and the headers."""
+        self.started = True
+        lines = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        lines.append((b"x-request-id", self.id.encode()))
+        await self._send({"type": "http.response.start", "status": status, "headers": lines})
+
+    async def write(self, part: bytes) -> None:
+        """Some of the body, sent at once."""
+        await self._send({"type": "http.response.body", "body": part, "more_body": True})
+
+    async def end(self, part: bytes = b"") -> None:
+        """The last of the body."""
+        await self._send({"type": "http.response.body", "body": part, "more_body": False})
+
+    async def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        """A whole JSON answer."""
+        await self.start(
+            status,
+            {"content-type": "application/json", "content-length": str(len(body)), **headers},
+        )
+        await self.end(body)
+
+    async def fail(self, error: GatepassError) -> None:
+        """A refusal or failure in the OpenAI error shape, unless an answer has begun."""
+        if self.started:
+            return
+        headers = {"x-should-retry": "false"} if error.status in {409, 502, 503} else {}
+        await self.answer(error.status, orjson.dumps(error_body(error)), headers)
+
+
+def error_body(error: GatepassError) -> Json:
+    """`{"error": {message, type, param, code}}`."""
+    types: dict[int, Any] = {401: "authentication_error", 403: "permission_error", 404: "not_found"}
+    kind = types.get(error.status) or (
+        "invalid_request_error" if error.status < 500 else "server_error"
+    )
+    return {
+        "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    }

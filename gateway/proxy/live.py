@@ -1,0 +1,181 @@
+"""Exchanges with MCP tools that this process is running, and what their clients may read.
+
+A driver writes frames and the end into its `Live`; any number of connections read along, from
+any point, so that a retry joins, a reconnecting stream loses nothing, and a driver never depends
+on whether somebody listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+
+import orjson
+
+from gateway.approvals.exchanges import Kept
+from gateway.exchange.machine import Exchange
+from gateway.exchange.messages import Emit, Fault, Finished, Json
+from gateway.exchange.sse import render
+from gateway.telemetry import log
+
+#: How long a finished exchange can still be joined by a late retry, in seconds.
+LINGER = 120.0
+
+
+class Live:
+    """One running exchange as its clients see it."""
+
+    def __init__(self, kept: Kept, exchange: Exchange) -> None:
+        self.kept = kept
+        self.exchange = exchange
+        self.frames: list[bytes] = []
+        self.finished: Finished | None = None
+        self.held_since: float | None = None
+        self.deadline: float | None = None
+        self.receipt: str | None = None
+        self.detached = kept.background
+        self.cancel: Callable[[str], None] | None = None
+        self._attached = 0
+        self._left_at: float | None = None
+        self._waiting: set[asyncio.Event] = set()
+
+    # --- the driver's side ------------------------------------------------------------------
+
+    def emit(self, frame: Emit) -> None:
+        """One more frame of the app's stream."""
+        self.frames.append(render(frame.type, orjson.dumps(frame.data)))
+        self.wake()
+
+    def hold(self, since: float | None, deadline: float | None = None) -> None:
+        """The exchange waits for people since then, or (None) goes on."""
+        self.held_since, self.deadline = since, deadline
+        self.wake()
+
+    def finish(self, finished: Finished) -> None:
+        """The exchange is over."""
+        self.finished = finished
+        self.held_since = None
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever reads along looks again."""
+        for event in self._waiting:
+            event.set()
+
+    def abandoned(self, now: float) -> float | None:
+        """For how many seconds nobody has listened; None while somebody does, or need not."""
+        if self.detached or self._attached or self._left_at is None:
+            return None
+        return now - self._left_at
+
+    # --- a connection's side ----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[asyncio.Event]:
+        """Listen. Yields an event that is set whenever there may be something new."""
+        event = asyncio.Event()
+        self._waiting.add(event)
+        self._attached += 1
+        try:
+            yield event
+        finally:
+            self._waiting.discard(event)
+            self._attached -= 1
+            if not self._attached:
+                self._left_at = asyncio.get_running_loop().time()
+
+    @property
+    def listeners(self) -> int:
+        """How many connections read along."""
+        return self._attached
+
+    async def wait_for_end(self, changed: asyncio.Event) -> None:
+        """Until it is finished. `changed` comes from `reading`."""
+        while self.finished is None:
+            changed.clear()
+            await changed.wait()
+
+    def interim(self) -> Json | None:
+        """The response object while it is not finished, once it has an id."""
+        return None if self.exchange.id is None else self.exchange.interim()
+
+
+class Hub:
+    """All live exchanges of this process, and the task group their drivers run in."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Live] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self.ready = asyncio.Event()
+
+    @property
+    def open(self) -> int:
+        """How many exchanges are not finished."""
+        return sum(live.finished is None for live in self._live.values())
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Be the home of drivers until `stopping`; then they are cancelled where they wait.
+
+        An exchange that waits for people is in the database: the next process goes on with it.
+        """
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self.ready.set()
+            await stopping.wait()
+            self._group = None
+            for task in self._tasks:
+                task.cancel()
+
+    def start(self, live: Live, drive: Callable[[], Awaitable[None]]) -> None:
+        """Run the driver of a new exchange."""
+        if self._group is None:
+            raise RuntimeError("the hub is not running")
+        self._live[live.kept.id] = live
+
+        async def run() -> None:
+            try:
+                await drive()
+            except Exception as error:  # the group must outlive any one exchange
+                log.exception("exchange.driver_failed", exchange=live.kept.id)
+                live.finish(_broken(error))
+            finally:
+                asyncio.get_running_loop().call_later(LINGER, self._forget, live.kept.id)
+
+        task = self._group.create_task(run(), name=live.kept.id)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _forget(self, exchange_id: str) -> None:
+        self._live.pop(exchange_id, None)
+
+    def get(self, exchange_id: str) -> Live | None:
+        """The live exchange of that id, if it runs here."""
+        return self._live.get(exchange_id)
+
+    def twin(self, app_id: str, body_digest: str, *, is_retry: bool) -> Live | None:
+        """The exchange that an identical request joins.
+
+        A request that says it is a retry joins whatever is there; one that does not (some
+        clients never say so) joins only an exchange whose own connection is gone.
+        """
+        for live in reversed(self._live.values()):
+            if (live.kept.app_id, live.kept.body_digest) != (app_id, body_digest):
+                continue
+            waits = live.finished is None and live.listeners == 0 and not live.detached
+            if is_retry or waits:
+                return live
+        return None
+
+
+def _broken(error: Exception) -> Finished:
+    body = {
+        "error": {
+            "message": "The gateway could not go on with this request.",
+            "type": "server_error",
+            "param": None,
+            "code": getattr(error, "code", "internal_error"),
+        }
+    }
+    return Finished("failed", None, Fault(500, body, {"x-should-retry": "false"}))

@@ -1,0 +1,244 @@
+"""Requests without MCP tools: inspected, passed through, recorded. The hot path.
+
+The frames run through the same machine as held ones; here it only watches. One record and one
+row are committed before the last byte is handed over, together with those of other requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import aiohttp
+import orjson
+
+from gateway.audit import records
+from gateway.audit.ledger import Ledger
+from gateway.audit.records import Actor
+from gateway.errors import GatepassError, UpstreamFailed
+from gateway.exchange.document import dump
+from gateway.exchange.machine import Exchange
+from gateway.exchange.messages import (
+    TERMINAL,
+    Broken,
+    Command,
+    Emit,
+    Finished,
+    FrameSeen,
+    Hold,
+    Json,
+    Plan,
+    Started,
+)
+from gateway.exchange.sse import FrameReader, render
+from gateway.proxy.azure import Azure, Scrubber, Wire, parse_frame, passed_on, rejection
+from gateway.proxy.clients import STREAM_HEADERS
+from gateway.proxy.http import Call
+from gateway.registry.directory import AppView
+from gateway.store.tables import ResponseId, metadata
+from gateway.telemetry import Clock, requests_total
+
+_RESPONSE_IDS = metadata.tables[str(ResponseId.__tablename__)]
+_NOTHING = Scrubber(())
+
+
+@dataclass(frozen=True)
+class Passing:
+    """What passing through needs."""
+
+    azure: Azure
+    ledger: Ledger
+    clock: Clock
+
+    async def create(self, call: Call, app: AppView, asked: Json, body: Json, wire: Wire) -> None:
+        """Pass one create request through. `body` is `asked`, with its parent's id resolved."""
+        exchange = Exchange(Plan(asked, body))
+        exchange.receive(Started())
+        raw = dump(body)
+        trace = _Trace(self.clock(), call.id, app, asked)
+        try:
+            async with self.azure.request("POST", "responses", wire, raw) as response:
+                if response.status >= 300:
+                    await self._rejected(call, response, trace)
+                elif response.content_type == "text/event-stream":
+                    await self._stream(call, response, exchange, trace)
+                else:
+                    await self._whole(call, response, exchange, trace)
+        except aiohttp.ClientConnectorError:
+            trace.outcome = "unreachable"
+            raise UpstreamFailed("Azure cannot be reached.", code="upstream_unreachable") from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            trace.outcome = "broken"
+            if call.started:
+                await self._broken_stream(call, exchange, error)
+                return
+            raise UpstreamFailed(
+                f"The connection to Azure broke ({type(error).__name__})."
+            ) from None
+        finally:
+            requests_total.labels(route="responses", outcome=trace.outcome).inc()
+            if not trace.recorded:
+                await self._record(trace)
+
+    async def _rejected(self, call: Call, response: aiohttp.ClientResponse, trace: _Trace) -> None:
+        rejected = await rejection(response, _NOTHING)
+        trace.outcome, trace.status = "rejected", rejected.status
+        await self._record(trace)
+        await call.answer(rejected.status, orjson.dumps(rejected.body), rejected.headers)
+
+    async def _whole(
+        self, call: Call, response: aiohttp.ClientResponse, exchange: Exchange, trace: _Trace
+    ) -> None:
+        raw = await response.read()
+        document = orjson.loads(raw)
+        status = document.get("status")
+        trace.outcome, trace.response_id = str(status), document.get("id")
+        if status in {"completed", "failed", "incomplete", "cancelled"}:
+            data = {"response": document}
+            finished = _watch(exchange.receive(FrameSeen(f"response.{status}", data)))
+            trace.count(document)
+            if finished is not None and finished.response is not document:
+                raw = orjson.dumps(finished.response)
+        elif exchange.plan.asked.get("previous_response_id") is not None:
+            parent = exchange.plan.asked["previous_response_id"]
+            raw = orjson.dumps({**document, "previous_response_id": parent})
+        await self._record(trace)
+        await call.answer(200, raw, passed_on(response))
+
+    async def _stream(
+        self, call: Call, response: aiohttp.ClientResponse, exchange: Exchange, trace: _Trace
+    ) -> None:
+        reader = FrameReader()
+        await call.start(200, {**STREAM_HEADERS, **passed_on(response)})
+        async for chunk in response.content.iter_any():
+            out: list[bytes] = []
+            for frame in reader.feed(chunk):
+                if frame.event is not None and exchange.passes(frame.event):
+                    out.append(render(frame.event, frame.data))
+                    continue
+                event = parse_frame(frame, _NOTHING)
+                if event is None or exchange.state != "forwarding":
+                    continue
+                if event.type in TERMINAL:
+                    await self._ending(call, exchange, event, out, trace)
+                    continue
+                out += _frames(exchange.receive(event))
+            if out:
+                await call.write(b"".join(out))
+        if exchange.state == "forwarding":
+            raise aiohttp.ClientPayloadError("the stream ended without an end")
+        await call.end()
+
+    async def _ending(
+        self, call: Call, exchange: Exchange, event: FrameSeen, out: list[bytes], trace: _Trace
+    ) -> None:
+        """The last frame waits for its record, the ones before it do not."""
+        if out:
+            await call.write(b"".join(out))
+            out.clear()
+        commands = exchange.receive(event)
+        finished = _watch(commands)
+        trace.outcome = finished.outcome if finished else "broken"
+        trace.response_id = exchange.id
+        trace.count(event.data["response"])
+        await self._record(trace)
+        out += _frames(commands)
+
+    async def _broken_stream(self, call: Call, exchange: Exchange, error: Exception) -> None:
+        if exchange.state == "forwarding":
+            message = f"The connection to Azure broke ({type(error).__name__})."
+            commands = exchange.receive(Broken(message, sent=True))
+            await call.write(b"".join(_frames(commands)))
+        await call.end()
+
+    async def _record(self, trace: _Trace) -> None:
+        trace.recorded = True
+        rows: list[tuple[Any, dict[str, Any]]] = []
+        now = self.clock()
+        if trace.response_id is not None:
+            row = {
+                "response_id": trace.response_id,
+                "exchange_id": "",
+                "app_id": trace.app.id,
+                "round": 0,
+                "mediated": False,
+                "created_at": now,
+            }
+            rows.append((_RESPONSE_IDS, row))
+        await self.ledger.append_all([trace.record(now)], rows)
+
+
+class _Trace:
+    """What the record of a request that passed through says."""
+
+    def __init__(self, started: datetime, request_id: str, app: AppView, asked: Json) -> None:
+        self.started = started
+        self.request_id = request_id
+        self.app = app
+        self.model = asked.get("model")
+        self.streamed = bool(asked.get("stream"))
+        self.outcome = "refused"
+        self.status = 200
+        self.response_id: str | None = None
+        self.tokens: dict[str, int] = {}
+        self.recorded = False
+
+    def count(self, response: Json) -> None:
+        """Take the usage of the finished response over."""
+        usage = response.get("usage") or {}
+        self.tokens = {
+            name: usage[name]
+            for name in ("input_tokens", "output_tokens")
+            if type(usage.get(name)) is int
+        }
+
+    def record(self, now: datetime) -> records.Record:
+        """The record, as of `now`."""
+        fields: dict[str, Any] = {
+            "status": self.status,
+            "route": "/responses",
+            "outcome": self.outcome[:40],
+            "streamed": self.streamed,
+            "milliseconds": int((now - self.started).total_seconds() * 1000),
+            **self.tokens,
+        }
+        if isinstance(self.model, str):
+            fields["model"] = self.model[:200]
+        return records.make(
+            "request.completed",
+            now=now,
+            actor=Actor("app", self.app.id, "key"),
+            subject={"app": self.app.name},
+            key=self.request_id,
+            fields=fields,
+        )
+
+
+def _frames(commands: list[Command]) -> list[bytes]:
+    return [
+        render(command.type, orjson.dumps(command.data))
+        for command in commands
+        if isinstance(command, Emit)
+    ]
+
+
+def _watch(commands: list[Command]) -> Finished | None:
+    """The end, if the commands hold it. An approval request cannot be: no tool was declared."""
+    for command in commands:
+        if isinstance(command, Hold):
+            raise UpstreamFailed(
+                "Azure asked for approval of a call on a server that was not in the request.",
+                code="unexpected_approval_request",
+            )
+    with contextlib.suppress(StopIteration):
+        return next(command for command in commands if isinstance(command, Finished))
+    return None
+
+
+def internal(error: Exception) -> GatepassError:
+    """What the app is told when something of ours broke: nothing about what."""
+    return error if isinstance(error, GatepassError) else UpstreamFailed(
+        "The gateway could not go on with this request.", code="internal_error", status=500
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""What a new process does with the exchanges that the one before left open.
+
+Held ones go on waiting, here. One that was being sent may have been carried out: its calls are
+`unknown`, and nothing is ever sent again. One in its first round had nothing approved: it failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlmodel import select
+
+from gateway.approvals import exchanges
+from gateway.approvals.exchanges import Ending, Saved
+from gateway.errors import GatepassError
+from gateway.exchange.machine import Exchange
+from gateway.exchange.messages import Json, Observed
+from gateway.proxy.driver import Assignment, Driver, Tools
+from gateway.proxy.live import Hub, Live
+from gateway.store.tables import ApprovalRequest
+from gateway.telemetry import log
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Runs once, before the process is ready."""
+
+    tools: Tools
+    hub: Hub
+
+    async def run(self) -> None:
+        """Take up every unfinished exchange; one that cannot be read must not stop the others."""
+        context = self.tools.context
+        for exchange_id in await exchanges.unfinished(context.db):
+            try:
+                await self._take_up(await exchanges.load(context.db, context.envelope, exchange_id))
+            except (GatepassError, ValueError) as error:
+                log.error("exchange.not_recovered", exchange=exchange_id, error=str(error))
+
+    async def _take_up(self, saved: Saved) -> None:
+        if saved.kept.state == "holding":
+            self._go_on(saved)
+            return
+        if saved.kept.state == "sending":
+            await self._unknown(saved)
+        code = "outcome_unknown" if saved.kept.state == "sending" else "interrupted"
+        rounds = 0
+        response = None
+        if saved.document:
+            exchange = Exchange.restore(saved.document["machine"])
+            rounds = exchange.stitcher.round + 2
+            response = _failed(exchange, code)
+        ending = Ending("failed", rounds, response, code)
+        await exchanges.finish(self.tools.context, saved.kept, ending, now=self.tools.clock())
+
+    def _go_on(self, saved: Saved) -> None:
+        live = Live(saved.kept, Exchange.restore(saved.document["machine"]))
+        # Its connection went with the old process: people may decide until the deadline.
+        live.detached = True
+        assignment = Assignment.restore(saved.document["forward"])
+        driver = Driver(self.tools, live, assignment, saved.document["approvals"])
+        live.cancel = driver.cancel
+        self.hub.start(live, driver.resume)
+
+    async def _unknown(self, saved: Saved) -> None:
+        context = self.tools.context
+        async with context.db.reading() as session:
+            found = await session.exec(
+                select(ApprovalRequest.id, ApprovalRequest.upstream_id).where(
+                    ApprovalRequest.execution == "sending",
+                    ApprovalRequest.exchange_id == saved.kept.id,
+                )
+            )
+            calls = found.all()
+        for approval_id, upstream_id in calls:
+            observed = Observed(upstream_id, "unknown")
+            await exchanges.observe(
+                context, saved.kept, approval_id, observed, now=self.tools.clock()
+            )
+
+
+def _failed(exchange: Exchange, code: str) -> Json | None:
+    if exchange.id is None:
+        return None
+    messages = {
+        "outcome_unknown": "The gateway was interrupted while an approved call was being sent; "
+        "whether it was carried out is not known.",
+        "interrupted": "The gateway was interrupted.",
+    }
+    error = {"code": "server_error", "message": messages[code]}
+    return {**exchange.stitcher.interim("failed"), "error": error}

@@ -1,0 +1,192 @@
+"""What an app does with a response id: read, delete, cancel, list the input.
+
+The id is that of the first round and stands for the whole exchange. Ids of other apps do not
+exist. Responses without MCP tools live at Azure only; the others are served from here, because
+Azure's own object shows rewritten servers and single rounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+from sqlalchemy import update
+from sqlmodel import col, select
+
+from gateway.approvals import decisions, exchanges
+from gateway.approvals.decisions import Approvals
+from gateway.audit.records import Actor
+from gateway.errors import Refused, UpstreamFailed
+from gateway.exchange.machine import Exchange
+from gateway.exchange.messages import Bypass, Json
+from gateway.proxy import clients
+from gateway.proxy.azure import Azure, Scrubber, Wire, passed_on, rejection
+from gateway.proxy.http import Call
+from gateway.proxy.live import Hub
+from gateway.registry.directory import AppView
+from gateway.store.tables import Exchange as ExchangeRow
+from gateway.store.tables import ResponseId
+from gateway.telemetry import Clock
+
+_OPEN = frozenset({"forwarding", "holding", "sending"})
+_LIST_QUERY = frozenset({"after", "limit", "order", "include", "include[]", "before"})
+_READ_QUERY = frozenset({"include", "include[]", "include_obfuscation"})
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Reads, deletes and cancels by response id."""
+
+    context: Approvals
+    azure: Azure
+    hub: Hub
+    clock: Clock
+    heartbeat: float
+
+    async def read(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
+        """The response object; with `stream`, the frames past `starting_after`."""
+        row = await self._owned(app, response_id)
+        query = dict(call.query)
+        if query.get("stream") in {"true", "True", "1"}:
+            await self._stream(call, row, query)
+        elif not row.mediated:
+            await self._pass(
+                call, "GET", f"responses/{response_id}", _with(wire, call, _READ_QUERY)
+            )
+        else:
+            response = await self._response(row)
+            headers = {"gatepass-exchange": row.exchange_id}
+            await call.answer(200, orjson.dumps(response), headers)
+
+    async def _stream(self, call: Call, row: ResponseId, query: dict[str, str]) -> None:
+        live = self.hub.get(row.exchange_id) if row.mediated else None
+        if live is None or not live.kept.streamed:
+            raise Refused(
+                "This response cannot be streamed any more; retrieve it without 'stream'.",
+                code="stream_not_available",
+                param="stream",
+            )
+        after = query.get("starting_after", "-1")
+        if not after.lstrip("-").isdigit():
+            raise Refused("'starting_after' must be a number.", param="starting_after")
+        await clients.stream(call, live, self.heartbeat, after=int(after))
+
+    async def delete(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
+        """Delete every round at Azure, and what is kept here of the exchange."""
+        row = await self._owned(app, response_id)
+        if not row.mediated:
+            await self._pass(call, "DELETE", f"responses/{response_id}", wire)
+            return
+        await self._cancel_open(row, app)
+        for name in await self._rounds(row.exchange_id):
+            await self._delete_round(name, wire)
+        async with self.context.db.transaction() as session:
+            await session.execute(
+                update(ExchangeRow)
+                .where(col(ExchangeRow.id) == row.exchange_id)
+                .values(final=None, snapshot=None)
+            )
+            for stale in await session.exec(
+                select(ResponseId).where(ResponseId.exchange_id == row.exchange_id)
+            ):
+                await session.delete(stale)
+        answer = {"id": response_id, "object": "response", "deleted": True}
+        await call.answer(200, orjson.dumps(answer), {})
+
+    async def _delete_round(self, name: str, wire: Wire) -> None:
+        async with self.azure.request("DELETE", f"responses/{name}", wire) as response:
+            await response.read()
+            if response.status >= 500:
+                raise UpstreamFailed(f"Azure could not delete the response ({response.status}).")
+
+    async def cancel(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
+        """Cancel a background response; a finished one is answered as it is."""
+        row = await self._owned(app, response_id)
+        if not row.mediated:
+            await self._pass(call, "POST", f"responses/{response_id}/cancel", wire)
+            return
+        async with self.context.db.reading() as session:
+            exchange = await session.get_one(ExchangeRow, row.exchange_id)
+        if not exchange.background:
+            raise Refused(
+                "Only background responses can be cancelled; to cancel another one, close its "
+                "connection.",
+                code="not_a_background_response",
+            )
+        await self._cancel_open(row, app)
+        response = await self._response(row)
+        await call.answer(200, orjson.dumps(response), {"gatepass-exchange": row.exchange_id})
+
+    async def _cancel_open(self, row: ResponseId, app: AppView) -> None:
+        """Withdraw what is held. Whatever was decided before is decided: exactly one wins."""
+        actor = Actor("app", app.id, "key")
+        await decisions.cancel(self.context, row.exchange_id, actor=actor, now=self.clock())
+        live = self.hub.get(row.exchange_id)
+        if live is not None and live.finished is None and live.cancel is not None:
+            live.cancel("The app cancelled the response.")
+            await self.context.wakeups.notify([row.exchange_id])
+            with live.reading() as changed:
+                await live.wait_for_end(changed)
+
+    async def input_items(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
+        """The app's own input: that of the first round."""
+        await self._owned(app, response_id)
+        await self._pass(
+            call, "GET", f"responses/{response_id}/input_items", _with(wire, call, _LIST_QUERY)
+        )
+
+    # --- parts ------------------------------------------------------------------------------
+
+    async def _owned(self, app: AppView, response_id: str) -> ResponseId:
+        async with self.context.db.reading() as session:
+            row = await session.get(ResponseId, response_id)
+        if row is None or row.round != 0:
+            raise _not_found(response_id)
+        if row.app_id != app.id:
+            raise Bypass(
+                f"Response with id '{response_id}' not found.", code="not_found", status=404
+            )
+        return row
+
+    async def _response(self, row: ResponseId) -> Json:
+        live = self.hub.get(row.exchange_id)
+        if live is not None and live.finished is None and (interim := live.interim()) is not None:
+            return interim
+        database, envelope = self.context.db, self.context.envelope
+        final = await exchanges.final_response(database, envelope, row.exchange_id)
+        if final is not None:
+            return final
+        saved = await exchanges.load(database, envelope, row.exchange_id)
+        if saved.document:
+            return Exchange.restore(saved.document["machine"]).interim()
+        raise _not_found(row.response_id)
+
+    async def _rounds(self, exchange_id: str) -> list[str]:
+        async with self.context.db.reading() as session:
+            found = await session.exec(
+                select(ResponseId.response_id).where(ResponseId.exchange_id == exchange_id)
+            )
+            return list(found.all())
+
+    async def _pass(self, call: Call, method: str, path: str, wire: Wire) -> None:
+        try:
+            async with self.azure.request(method, path, wire) as response:
+                if response.status >= 300:
+                    rejected = await rejection(response, Scrubber(()))
+                    body = orjson.dumps(rejected.body)
+                    await call.answer(rejected.status, body, rejected.headers)
+                    return
+                await call.answer(200, await response.read(), passed_on(response))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
+
+
+def _not_found(response_id: str) -> Refused:
+    return Refused(f"Response with id '{response_id}' not found.", code="not_found", status=404)
+
+
+def _with(wire: Wire, call: Call, names: frozenset[str]) -> Wire:
+    query: dict[str, Any] = {name: value for name, value in call.query if name in names}
+    return Wire(wire.headers, {**wire.query, **query})
