@@ -12,8 +12,8 @@ help: ## this list
 demo: .venv/.demo ## held call, from nothing to a decision, in two minutes (ARGS=--once: without a person)
 	@$(BIN)/gatepass demo $(ARGS)
 
-test: .venv/.test ## the whole suite (T=tests/unit/test_x.py or T="-k name" for a part)
-	@$(BIN)/pytest $(T)
+test: .venv/.test ## the whole suite (T=tests/unit/test_x.py for a part, N=4 for four processes)
+	@$(BIN)/pytest $(if $(N),-n $(N)) $(T)
 
 check: .venv/.test ## format, lint, types, import contracts, fast tests: under a minute
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }

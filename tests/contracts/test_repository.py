@@ -56,6 +56,19 @@ def test_locks_pin_and_hash_everything_and_name_no_index(lock: Path) -> None:
         assert re.search(rf"^{re.escape(bare)}==", text, re.MULTILINE), f"{name}: make lock"
 
 
+def test_larger_sets_hold_the_smaller_ones() -> None:
+    # So that .venv can grow from demo to test without changing what the demo runs on.
+    pins = {
+        name: set(
+            re.findall(
+                r"^\S+==[^\\]+", (ROOT / f"requirements/{name}.lock").read_text(), re.MULTILINE
+            )
+        )
+        for name in ("build", "base", "demo", "test")
+    }
+    assert pins["build"] | pins["base"] <= pins["demo"] <= pins["test"]
+
+
 def test_no_file_says_where_packages_come_from() -> None:
     # Split, so that this file does not find itself.
     words = (
