@@ -194,11 +194,12 @@ async def save(
 
 async def begin_sending(
     context: Approvals, kept: Kept, released: Sequence[str], denied: Sequence[str], *, now: datetime
-) -> None:
+) -> str | None:
     """Claim the exchange and mark its approved calls as being sent, before a byte is.
 
     From here on a crash leaves their outcome unknown. Raises `Conflict` when the claim is lost
-    or a call is not approved any more. Returns once the signed head covers the marks.
+    or a call is not approved any more. Returns, once the signed head covers the marks, the
+    receipt `index@size`.
     """
     async with context.ledger.transaction() as tx:
         changed = await compare_and_set(
@@ -243,7 +244,8 @@ async def begin_sending(
                 )
             )
     kept.state, kept.fence = "sending", kept.fence + 1
-    await tx.sealed()
+    receipt = await tx.sealed()
+    return None if receipt is None else str(receipt)
 
 
 async def observe(

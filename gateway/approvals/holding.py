@@ -201,7 +201,9 @@ def _row(
             nonce=nonce.hex(),
         )
     )
-    payload = orjson.dumps({"arguments": call.arguments, "nonce": nonce.hex()})
+    payload = orjson.dumps(
+        {"arguments": call.arguments, "nonce": nonce.hex(), "label": call.server_label}
+    )
     return ApprovalRequest(
         id=approval_id,
         exchange_id=kept.id,

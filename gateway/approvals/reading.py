@@ -147,9 +147,8 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
         answer = lifecycle.answer(row.state, opener.text(f"reason:{row.id}", row.reason))
         if answer is not None and answer.approve and row.execution != "not_sent":
             answer = Answer(approve=False, reason="This call has already been carried out.")
-        call = Call(
-            row.upstream_id, row.server_label, row.tool, opener.payload(row)["arguments"], row.round
-        )
+        payload = opener.payload(row)
+        call = Call(row.upstream_id, payload["label"], row.tool, payload["arguments"], row.round)
         calls.append(LeftOpen(row.id, call, answer))
     return calls
 
@@ -234,9 +233,9 @@ class Opener:
         return self.envelope.open(self.data_key, self.exchange_id, name, sealed).decode()
 
     def payload(self, row: ApprovalRequest) -> dict[str, Any]:
-        """`arguments` and `nonce` of a request."""
+        """`arguments`, `nonce` and the app's `label` for the server."""
         text = self.text(f"call:{row.id}", row.payload)
-        return {"arguments": "", "nonce": ""} if text is None else orjson.loads(text)
+        return {"arguments": "", "nonce": "", "label": ""} if text is None else orjson.loads(text)
 
 
 def _view(
