@@ -70,7 +70,7 @@ async def review(
     `Conflict` when the request was decided, has expired, or is not what the person was shown.
     Handing in the same review again changes nothing.
     """
-    if not allowed(reviewer.roles, Permission.REVIEW):
+    if not allowed(reviewer.roles, Permission.REVIEW_REQUESTS):
         raise NotAllowed("Only reviewers may decide about approval requests.")
     submission = _checked(submission)
     try:
