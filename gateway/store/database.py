@@ -12,9 +12,9 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Connection, CursorResult, DateTime, Update, event
+from sqlalchemy import Connection, DateTime, Update, event
 from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -86,7 +86,7 @@ class Database:
 
 async def compare_and_set(session: AsyncSession, statement: Update) -> int:
     """Run an UPDATE whose WHERE names the expected state; the number of rows that had it."""
-    return cast("CursorResult[Any]", await session.execute(statement)).rowcount
+    return (await session.exec(statement)).rowcount
 
 
 def open_database(url: str) -> Database:
