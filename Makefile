@@ -60,7 +60,7 @@ migrate: .venv/.demo ## bring the configured database to the current schema
 
 migration: .venv/.test ## draft a migration from the changed tables (M="add a column")
 	@test -n "$(M)" || { echo 'say what it does: make migration M="add a column"'; exit 2; }
-	@$(BIN)/alembic revision --autogenerate -m "$(M)"
+	@$(BIN)/python migrations/draft.py "$(M)"
 
 messages: .venv/.test ## collect the texts of pages and bring the translations up to date
 	@$(BIN)/pybabel --quiet extract -F web/locales/babel.cfg --no-location --sort-output --project gatepass -o .venv/messages.pot web

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,18 @@ def differences(connection: Connection) -> list[object]:
         connection, opts={"compare_type": True, "compare_server_default": True}
     )
     return compare_metadata(context, metadata)
+
+
+def test_the_draft_of_the_next_migration_is_empty(tmp_path: Path) -> None:
+    folder = tmp_path / "migrations"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, folder / "draft.py", "add nothing"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    drafted = Path(done.stdout.strip())
+    assert drafted.name == f"{len(list(history().walk_revisions())) + 1:04}_add_nothing.py"
+    assert "op." not in drafted.read_text()
