@@ -161,7 +161,7 @@ async def name_response(
                 )
             )
         if round_number == 0:
-            await tx.session.execute(
+            await tx.session.exec(
                 update(Exchange).where(col(Exchange.id) == kept.id).values(response_id=response_id)
             )
 
@@ -254,7 +254,7 @@ async def observe(
     """Record what became of a released call. Waits for the signed head."""
     async with context.ledger.transaction() as tx:
         row = await tx.session.get_one(ApprovalRequest, approval_id)
-        await tx.session.execute(
+        await tx.session.exec(
             update(ApprovalRequest)
             .where(
                 col(ApprovalRequest.id) == approval_id,
@@ -320,7 +320,7 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
     if response is not None:
         final = context.envelope.seal(kept.data_key, kept.id, "final", orjson.dumps(response))
     async with context.ledger.transaction() as tx:
-        await tx.session.execute(
+        await tx.session.exec(
             update(Exchange)
             .where(col(Exchange.id) == kept.id, col(Exchange.fence) == kept.fence)
             .values(state=state, final=final, rounds=ending.rounds, finished_at=now, snapshot=None)

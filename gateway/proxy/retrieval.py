@@ -83,7 +83,7 @@ class Retrieval:
         for name in await self._rounds(row.exchange_id):
             await self._delete_round(name, wire)
         async with self.context.db.transaction() as session:
-            await session.execute(
+            await session.exec(
                 update(ExchangeRow)
                 .where(col(ExchangeRow.id) == row.exchange_id)
                 .values(final=None, snapshot=None)
