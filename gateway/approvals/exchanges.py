@@ -233,8 +233,8 @@ async def begin_sending(
                     "release.sending",
                     now=now,
                     actor=SYSTEM,
-                    subject={**subject(row), "exchange": kept.id},
-                    key=str(kept.fence + 1),
+                    subject=subject(row),
+                    key=f"{kept.id}:{kept.fence + 1}",
                     fields={
                         "fence": kept.fence + 1,
                         "approve": approval_id in released,
@@ -270,8 +270,8 @@ async def observe(
                 "execution.observed",
                 now=now,
                 actor=SYSTEM,
-                subject={**subject(row), "exchange": kept.id},
-                key=str(kept.fence),
+                subject=subject(row),
+                key=f"{kept.id}:{kept.fence}",
                 fields=fields,
             )
         )

@@ -157,16 +157,15 @@ def _open(
     tx.record(
         records.make("call.ruled", now=now, actor=SYSTEM, subject=subject(row), fields=fields)
     )
-    settled = _settled(ruling)
-    record = _request_record(row, commitment, now) if settled is None else None
-    if settled is not None:
-        record = _decision_record(row, settled, rules, commitment, now)
+    requested = _request_record(row, commitment, now)
+    row.record_id = requested.id
+    tx.record(requested)
+    if (settled := _settled(ruling)) is not None:
+        decided = _decision_record(row, settled, rules, commitment, now)
         row.state, row.decided_at, row.decided_by = settled, now, "policy"
-        row.decision_record_id = record.id
+        row.decision_record_id = decided.id
         decisions_total.labels(by="policy", outcome=settled).inc()
-    assert record is not None  # noqa: S101  one of the two branches made it
-    row.record_id = record.id
-    tx.record(record)
+        tx.record(decided)
     tx.session.add(row)
     answer = lifecycle.answer(row.state, None)
     return Opened(row.id, call, answer)
@@ -267,7 +266,7 @@ def _decision_record(
         subject=subject(row),
         fields={
             "decision": {"value": verdict, "by": "policy"},
-            "from": "new",
+            "from": lifecycle.PENDING,
             "to": state,
             "digest": row.digest,
             "args": commitment,
