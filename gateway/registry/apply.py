@@ -155,8 +155,20 @@ def _check_references(declaration: Declaration, stored: _Stored) -> None:
         for group in rule.groups
         if group not in names
     ]
+    faults += _shared_addresses(declaration, stored)
     if faults:
         raise Refused("\n".join(faults), code="config_invalid")
+
+
+def _shared_addresses(declaration: Declaration, stored: _Stored) -> list[str]:
+    after = {**stored.servers, **{server.label: server for server in declaration.servers}}
+    return [
+        f"{declaration.place('servers', server.label)}: the server {server.label!r} has the "
+        f"address of {other.label!r}, which is registered already"
+        for server in declaration.servers
+        for other in after.values()
+        if other.url == server.url and other.label != server.label
+    ]
 
 
 def _warnings(declaration: Declaration, stored: _Stored) -> list[str]:

@@ -1,0 +1,230 @@
+"""Opening secrets from every store, and storing them in the sealed one, on real databases."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from sqlmodel import select
+
+from gateway.errors import Refused, Unavailable
+from gateway.store.database import Database
+from gateway.store.envelope import Envelope
+from gateway.store.references import SecretRef
+from gateway.store.tables import SealedSecret
+from gateway.vault import Vault, open_vault, sealed
+from tests.support.clock import FakeClock
+
+HERE = SecretRef("sealed", "crm", scope="srv_1 https://crm.example/mcp")
+VALUE = "canary-7f3a-9e21"
+
+
+@pytest.fixture
+def envelope() -> Envelope:
+    return Envelope(bytes(range(32)))
+
+
+def vault(db: Database, envelope: Envelope, *keep_out: Path, **environment: str) -> Vault:
+    return open_vault(db, envelope, environment, keep_out)
+
+
+async def store(db: Database, envelope: Envelope, value: str, clock: FakeClock) -> int:
+    async with db.transaction() as session:
+        return await sealed.write(session, envelope, HERE, value, clock())
+
+
+async def test_a_sealed_value_comes_back(
+    db: Database, envelope: Envelope, clock: FakeClock
+) -> None:
+    assert await store(db, envelope, VALUE, clock) == 1
+    opened = await vault(db, envelope).open(HERE)
+    assert opened.reveal() == VALUE
+    assert repr(opened) == "<secret sealed:crm>"
+    await vault(db, envelope).ping()
+
+
+async def test_the_newest_version_counts_at_once(
+    db: Database, envelope: Envelope, clock: FakeClock
+) -> None:
+    opener = vault(db, envelope)
+    for number in range(1, 5):
+        assert await store(db, envelope, f"value-{number}", clock) == number
+        assert (await opener.open(HERE)).reveal() == f"value-{number}"
+    async with db.reading() as session:
+        kept = [row.version for row in await session.exec(select(SealedSecret))]
+    assert sorted(kept) == [3, 4]
+
+
+async def test_nothing_in_the_table_is_readable(
+    db: Database, envelope: Envelope, clock: FakeClock
+) -> None:
+    await store(db, envelope, VALUE, clock)
+    async with db.reading() as session:
+        row = (await session.exec(select(SealedSecret))).one()
+    assert VALUE.encode() not in row.value + row.data_key
+    assert "canary" not in row.name
+
+
+@pytest.mark.parametrize(
+    "scope",
+    ["srv_1 https://evil.example/mcp", "srv_2 https://crm.example/mcp", "srv_1", "", None],
+)
+async def test_s_17_a_value_opens_for_its_server_and_address_alone(
+    db: Database, envelope: Envelope, clock: FakeClock, scope: str | None
+) -> None:
+    await store(db, envelope, VALUE, clock)
+    with pytest.raises(Unavailable) as caught:
+        await vault(db, envelope).open(SecretRef("sealed", "crm", scope=scope))
+    assert "canary" not in str(caught.value)
+
+
+async def test_s_17_a_row_moved_to_another_server_does_not_open(
+    db: Database, envelope: Envelope, clock: FakeClock
+) -> None:
+    await store(db, envelope, VALUE, clock)
+    other = SecretRef("sealed", "crm", scope="srv_2 https://crm.example/mcp")
+    async with db.transaction() as session:
+        row = (await session.exec(select(SealedSecret))).one()
+        session.add(SealedSecret(**{**row.model_dump(), "name": sealed.key(other)}))
+    with pytest.raises(Unavailable, match="does not open"):
+        await vault(db, envelope).open(other)
+
+
+async def test_an_old_version_put_back_does_not_open(
+    db: Database, envelope: Envelope, clock: FakeClock
+) -> None:
+    await store(db, envelope, "old-value", clock)
+    await store(db, envelope, "new-value", clock)
+    async with db.transaction() as session:
+        rows = {row.version: row for row in await session.exec(select(SealedSecret))}
+        rows[2].value, rows[2].data_key = rows[1].value, rows[1].data_key
+        session.add(rows[2])
+    with pytest.raises(Unavailable, match="does not open"):
+        await vault(db, envelope).open(HERE)
+
+
+async def test_another_master_key_opens_nothing(
+    db: Database, envelope: Envelope, clock: FakeClock
+) -> None:
+    await store(db, envelope, VALUE, clock)
+    with pytest.raises(Unavailable, match="the master key is another one"):
+        await vault(db, Envelope(bytes(32))).open(HERE)
+
+
+async def test_a_value_that_was_never_stored(db: Database, envelope: Envelope) -> None:
+    with pytest.raises(Unavailable, match="No value has been stored for sealed:crm") as caught:
+        await vault(db, envelope).open(HERE)
+    assert caught.value.code == "secret_missing"
+
+
+async def test_h_05_a_line_break_is_not_stored(
+    db: Database, envelope: Envelope, clock: FakeClock
+) -> None:
+    for value in ("a\r\nX-Evil: 1", ""):
+        with pytest.raises(Refused):
+            await store(db, envelope, value, clock)
+
+
+async def test_a_broken_database_fails_closed(tmp_path: Path, envelope: Envelope) -> None:
+    from gateway.store.database import open_database
+
+    empty = open_database(f"sqlite+aiosqlite:///{tmp_path / 'empty.sqlite3'}")
+    for attempt in (vault(empty, envelope).open(HERE), vault(empty, envelope).ping()):
+        with pytest.raises(Unavailable, match="OperationalError") as caught:
+            await attempt
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
+    await empty.close()
+
+
+async def test_environment_variables(sqlite: Database, envelope: Envelope) -> None:
+    opener = vault(
+        sqlite, envelope, WIKI_TOKEN=VALUE, EMPTY="", BROKEN="a\nb", GATEPASS_MASTER_KEY=VALUE
+    )
+    assert (await opener.open(SecretRef.parse("env:WIKI_TOKEN"))).reveal() == VALUE
+    for text, message in (
+        ("env:MISSING", "The environment variable MISSING is not set"),
+        ("env:EMPTY", "env:EMPTY is empty"),
+        ("env:BROKEN", "holds a line break"),
+        ("env:GATEPASS_MASTER_KEY", "a variable of the gateway itself"),
+        ("env:gatepass_master_key", "a variable of the gateway itself"),
+    ):
+        with pytest.raises(Unavailable, match=message) as caught:
+            await opener.open(SecretRef.parse(text))
+        assert "canary" not in str(caught.value)
+
+
+async def test_files_are_read_anew_when_they_change(
+    sqlite: Database, envelope: Envelope, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    ref = SecretRef.parse(f"file:{file}")
+    opener = vault(sqlite, envelope)
+    with pytest.raises(Unavailable, match="No such file or directory"):
+        await opener.open(ref)
+    file.write_text("first\n")
+    assert (await opener.open(ref)).reveal() == "first"
+    file.write_text("second\r\n")
+    os.utime(file, (1, 1))
+    assert (await opener.open(ref)).reveal() == "second"
+    replacement = tmp_path / "new"
+    replacement.write_text("third!\n")
+    os.utime(replacement, (1, 1))
+    replacement.replace(file)  # as orchestrators do
+    assert (await opener.open(ref)).reveal() == "third!"
+    file.unlink()
+    with pytest.raises(Unavailable, match="No such file or directory"):
+        await opener.open(ref)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"a\nb\n", "holds a line break"),
+        (b"\xff\xfe", "not ASCII text"),
+        (b"a" * 20_000, "is longer than"),
+    ],
+)
+async def test_files_that_hold_no_value(
+    sqlite: Database, envelope: Envelope, tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    with pytest.raises(Unavailable, match=message):
+        await vault(sqlite, envelope).open(SecretRef.parse(f"file:{file}"))
+
+
+async def test_the_gateways_own_files_are_no_credentials(
+    sqlite: Database, envelope: Envelope, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "signing.key").write_text("secret\n")
+    link = tmp_path / "link"
+    link.symlink_to(data / "signing.key")
+    opener = vault(sqlite, envelope, data)
+    for path in (data / "signing.key", link, tmp_path / "x" / ".." / "data" / "signing.key"):
+        with pytest.raises(Unavailable, match="a file of the gateway itself"):
+            await opener.open(SecretRef.parse(f"file:{path}"))
+
+
+@pytest.mark.parametrize("text", ["vault:kv/mcp/crm#token", "keyvault:corp/crm", "oauth:crm"])
+async def test_other_stores_are_refused_and_say_what_there_is(
+    sqlite: Database, envelope: Envelope, text: str
+) -> None:
+    opener = vault(sqlite, envelope)
+    ref = SecretRef.parse(text)
+    with pytest.raises(Unavailable) as caught:
+        await opener.open(ref)
+    sentence = f"The secret store '{ref.store}:' is not part of this version; this installation "
+    assert caught.value.message == sentence + "opens sealed:, env:, file:."
+    assert opener.problem_with(ref) == caught.value.message
+    assert opener.problem_with(HERE) is None
+
+
+async def test_an_unknown_store_is_refused(sqlite: Database, envelope: Envelope) -> None:
+    with pytest.raises(Unavailable, match="'aws:' is unknown"):
+        await vault(sqlite, envelope).open(SecretRef("aws", "x"))
