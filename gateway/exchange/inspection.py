@@ -6,6 +6,7 @@ returned as findings; `enforcement` decides what of it may be sent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ _PLAIN_TOOLS = frozenset(
         "computer_use_preview", "local_shell", "shell", "apply_patch",
     }
 )  # fmt: skip
+_DATED_SEARCH = re.compile(r"web_search(_preview)?_[0-9]{4}_[0-9]{2}_[0-9]{2}")
 #: Input items without a tool, an approval or a reference in them.
 _PLAIN_ITEMS = frozenset(
     {
@@ -211,9 +213,7 @@ def _check_tool(entry: Json, where: str) -> None:
         ):
             return
     # A dated variant (web_search_preview_2025_03_11) is the same tool.
-    elif isinstance(kind, str) and (
-        kind in _PLAIN_TOOLS or kind.startswith(("web_search_preview_", "web_search_2"))
-    ):
+    elif isinstance(kind, str) and (kind in _PLAIN_TOOLS or _DATED_SEARCH.fullmatch(kind)):
         return
     raise Bypass(
         f"{where}: the tool type {kind!r} is not known to this gateway.",

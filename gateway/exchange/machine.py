@@ -104,7 +104,7 @@ class Exchange:
                 return self._decided(event)
             case Cancelled():
                 return self._cancelled(event)
-            case _:
+            case _:  # pragma: no cover  # the type checker knows that none is left
                 assert_never(event)
 
     def _enter(self, state: str) -> None:
@@ -245,14 +245,18 @@ class Exchange:
         response = data.get("response")
         if not isinstance(response, dict):
             return self._broken(Broken("Azure ended the round without a response.", sent=True))
+        output = response.get("output") or []
         commands: list[Command] = []
-        for index, item in enumerate(response.get("output") or []):
+        for index, item in enumerate(output):
             commands += self._look_at(item, index)
         commands += self._settle("unknown")
+        # Answers go out in the order of the output, whatever order the frames had.
+        names = [str(item.get("id")) for item in output]
+        self.calls = {name: self.calls[name] for name in names if name in self.calls} | self.calls
         self.stitcher.end_round(response)
         self.output_tokens += (response.get("usage") or {}).get("output_tokens") or 0
         if self._stateless:
-            self.context = [*self.context, *(response.get("output") or [])]
+            self.context = [*self.context, *output]
         if kind == "response.completed" and self.calls and not self._left_to_the_app():
             return [*commands, *self._ask()]
         return [*commands, *self._end(kind, data)]

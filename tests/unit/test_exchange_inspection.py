@@ -1,0 +1,262 @@
+"""Every place in a request where a tool or an approval can hide; what is not known is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import GatepassError, Refused
+from gateway.exchange.inspection import (
+    Findings,
+    McpTool,
+    SentApproval,
+    SentItem,
+    inspect,
+)
+from gateway.exchange.messages import Bypass
+from tests.support.rounds import Json, call, function_call, listing, message, reasoning, request
+
+MCP: Json = {"type": "mcp", "server_label": "crm", "server_url": "https://crm.example/mcp"}
+
+
+def mcp(**more: Any) -> Json:
+    return {"tools": [{**MCP, **more}]}
+
+
+def bypass(body: Json) -> tuple[str, str | None]:
+    """The code and the member at fault of a body that must be refused as a bypass."""
+    with pytest.raises(Bypass) as caught:
+        inspect(body)
+    assert caught.value.status == 403
+    return caught.value.code, caught.value.param
+
+
+def refused(body: Json) -> str | None:
+    with pytest.raises(Refused) as caught:
+        inspect(body)
+    assert (caught.value.status, caught.value.code) == (400, "invalid_type")
+    return caught.value.param
+
+
+# --- what is found --------------------------------------------------------------------------
+
+
+def test_servers_are_found_where_they_are_declared() -> None:
+    by_label = {"type": "mcp", "server_label": "wiki", "server_url": None}
+    found = inspect({"tools": [{"type": "function", "name": "f"}, MCP, by_label]})
+    assert found.mcp_tools == (
+        McpTool(1, "crm", "https://crm.example/mcp", MCP),
+        McpTool(2, "wiki", None, by_label),
+    )
+    assert found.mediated
+
+
+@pytest.mark.parametrize("body", [{}, {"input": "text", "tools": None}, {"input": None}])
+def test_a_request_without_servers_is_not_mediated(body: Json) -> None:
+    assert inspect(body) == Findings()
+    assert not inspect(body).mediated
+
+
+def test_items_of_ours_are_found_with_their_place() -> None:
+    body = {
+        "previous_response_id": "resp_1",
+        "input": [
+            {"role": "user", "content": "hello"},
+            listing(),
+            call(),
+            {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True},
+            {"type": "item_reference", "id": "msg_1"},
+            {"id": "rs_1"},
+            {"type": "mcp_call"},
+            {"type": "mcp_approval_response"},
+        ],
+    }
+    assert inspect(body) == Findings(
+        sent_items=(
+            SentItem(1, "mcp_list_tools", "mcpl_1", listing()),
+            SentItem(2, "mcp_call", "mcp_1", call()),
+            SentItem(6, "mcp_call", "", {"type": "mcp_call"}),
+        ),
+        sent_approvals=(SentApproval(3, "mcpr_1"), SentApproval(7, "")),
+        references=("msg_1", "rs_1"),
+        previous_response_id="resp_1",
+    )
+
+
+def test_ordinary_items_and_tools_are_let_through() -> None:
+    items = [
+        message(), reasoning(), function_call(), {"role": "user", "content": []},
+        {"type": "message", "role": "user"}, {"type": "function_call_output", "call_id": "c"},
+        {"type": "custom_tool_call"}, {"type": "computer_call_output"}, {"type": "compaction"},
+        {"type": "shell_call_output"}, {"type": "web_search_call"},
+    ]  # fmt: skip
+    tools = [
+        {"type": kind}
+        for kind in (
+            "function", "custom", "web_search", "web_search_preview", "code_interpreter",
+            "web_search_preview_2025_03_11", "web_search_2025_08_26", "image_generation",
+            "computer_use_preview", "file_search", "shell", "apply_patch",
+        )
+    ]  # fmt: skip
+    space = {"type": "namespace", "name": "n", "tools": [{"type": "function"}, {"type": "custom"}]}
+    assert inspect({"input": items, "tools": [*tools, space]}) == Findings()
+
+
+# --- bypasses -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "member", ["prompt", "agent", "agent_reference", "multi_agent", "conversation"]
+)
+def test_b_14_stored_things_that_bring_tools_are_refused(member: str) -> None:
+    for value in ({"id": "x"}, "x", {}, False):
+        assert bypass({member: value}) == (f"{member}_refused", member)
+    assert inspect({member: None}) == Findings()
+
+
+@pytest.mark.parametrize("item", [{"type": "additional_tools"}, {"type": "tool_search_output"}])
+def test_b_12_tools_in_the_input_are_refused(item: Json) -> None:
+    hidden = {**item, "role": "developer", "tools": [MCP]}
+    assert bypass({"input": [message(), hidden]}) == ("item_refused", "input[1]")
+
+
+def test_b_08_a_forged_request_is_refused_even_with_its_approval() -> None:
+    approval = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
+    assert bypass({"input": [request(), approval]}) == ("item_refused", "input[0]")
+
+
+@pytest.mark.parametrize("kind", ["program", "program_output"])
+def test_b_12_programs_are_refused(kind: str) -> None:
+    assert bypass({"input": [{"type": kind, "code": "call()"}]}) == ("item_refused", "input[0]")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "MCP_CALL"},
+        {"type": "mcp_approval_request "},
+        {"type": "tool_search_call"},
+        {"type": "telepathy"},
+        {"type": ["message"]},
+        {"type": {"message": 1}},
+        {"type": None},
+        {"type": ""},
+        {"id": "x", "extra": 1},
+        {},
+    ],
+    ids=repr,
+)
+def test_b_19_items_nobody_knows_are_refused(item: Json) -> None:
+    assert bypass({"input": [item]}) == ("item_type_unknown", "input[0]")
+
+
+@pytest.mark.parametrize("kind", ["tool_search", "programmatic_tool_calling"])
+def test_b_12_tools_that_bring_tools_are_refused(kind: str) -> None:
+    assert bypass({"tools": [{"type": kind}]}) == ("tool_refused", "tools[0]")
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "MCP", "server_label": "x"},
+        {"type": "mcp "},
+        {"type": "\u043ccp"},
+        {"type": ["mcp"]},
+        {"type": None},
+        {},
+        {"type": "web_search_2_anything"},
+        {"type": "web_search_preview_mcp"},
+        {"type": "a2a_preview"},
+        {"type": "namespace"},
+        {"type": "namespace", "tools": "function"},
+        {"type": "namespace", "tools": [{"type": "function"}, MCP]},
+        {"type": "namespace", "tools": [{"type": "namespace", "tools": [MCP]}]},
+        {"type": "namespace", "tools": ["mcp"]},
+    ],
+    ids=repr,
+)
+def test_b_19_tools_nobody_knows_are_refused(tool: Json) -> None:
+    assert bypass({"tools": [MCP, tool]}) == ("tool_type_unknown", "tools[1]")
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("connector_id", "connector_gmail"),
+        ("tunnel_id", "tunnel_0"),
+        ("project_connection_id", "p"),
+        ("allowed_callers", ["programmatic"]),
+        ("allowed_callers", ["direct", "programmatic"]),
+        ("allowed_callers", "direct"),
+        ("defer_loading", True),
+    ],
+)
+def test_b_12_other_ways_to_a_server_are_refused(member: str, value: Any) -> None:
+    assert bypass(mcp(**{member: value})) == ("mcp_member_refused", f"tools[0].{member}")
+
+
+def test_b_12_the_harmless_forms_are_let_through() -> None:
+    body = mcp(allowed_callers=["direct"], defer_loading=False, connector_id=None, tunnel_id=None)
+    assert inspect(body).mediated
+
+
+def test_b_12_a_member_of_a_server_that_nobody_knows_is_refused() -> None:
+    assert bypass(mcp(server_uri="x", zeta=1)) == ("mcp_member_unknown", "tools[0].server_uri")
+    assert bypass(mcp(Server_Url="x")) == ("mcp_member_unknown", "tools[0].Server_Url")
+
+
+def test_s_17_one_label_for_two_servers_is_refused() -> None:
+    twice = {"tools": [MCP, {"type": "function"}, {**MCP, "server_url": "https://evil.example"}]}
+    assert bypass(twice) == ("mcp_label_duplicate", "tools[2].server_label")
+
+
+# --- wrong types ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"input": 5}, "input"),
+        ({"input": {"type": "additional_tools"}}, "input"),
+        ({"input": ["text"]}, "input[0]"),
+        ({"input": [[{"type": "additional_tools"}]]}, "input[0]"),
+        ({"tools": {"type": "mcp"}}, "tools"),
+        ({"tools": "mcp"}, "tools"),
+        ({"tools": [[MCP]]}, "tools[0]"),
+        ({"previous_response_id": ["resp_1"]}, "previous_response_id"),
+        ({"tools": [{"type": "mcp"}]}, "tools[0].server_label"),
+        ({"tools": [{**MCP, "server_label": ""}]}, "tools[0].server_label"),
+        ({"tools": [{**MCP, "server_label": ["crm"]}]}, "tools[0].server_label"),
+        ({"tools": [{**MCP, "server_url": {"a": 1}}]}, "tools[0].server_url"),
+    ],
+    ids=repr,
+)
+def test_members_of_a_wrong_type_are_refused(body: Json, param: str) -> None:
+    assert refused(body) == param
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["mcp", "message", "x", "user"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "role", "id", "tools", "server_label", "server_url", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["input", "tools", "prompt", "agent", "x"]), JSON))
+def test_any_body_is_understood_or_refused(body: Json) -> None:
+    try:
+        found = inspect(body)
+    except GatepassError:
+        return
+    tools = body.get("tools") or []
+    assert len(found.mcp_tools) == sum(tool.get("type") == "mcp" for tool in tools)
