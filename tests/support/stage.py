@@ -1,0 +1,210 @@
+"""The pages on a stage: real database, ledger and use cases, people to sign in, calls to decide.
+
+async with stage(db, clock) as played:
+    approval = await played.ask(Wish(tool="transfer"))
+    client = await played.signed_in("ann@example.org", "reviewer")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI
+
+import web
+from gateway.approvals import exchanges, holding, reading, review
+from gateway.approvals.decisions import Approvals
+from gateway.approvals.exchanges import Kept, Opening
+from gateway.approvals.holding import Round, Rules
+from gateway.approvals.review import Reviewer, Submission
+from gateway.approvals.views import ApprovalView
+from gateway.approvals.wakeups import Wakeups
+from gateway.audit.records import SYSTEM
+from gateway.config import Settings
+from gateway.exchange.messages import Call, Observed, ServerFacts
+from gateway.identity import login, people
+from gateway.policy.rules import parse
+from gateway.store.database import Database
+from gateway.store.envelope import Envelope
+from gateway.store.tables import App, Server, ToolDefinition
+from gateway.telemetry import Clock
+from tests.support.ledger import make_ledger, running
+
+URL = "http://127.0.0.1:8080"
+BANK = "https://mcp.bank.example/mcp"
+TRANSFER = '{"to": "DE02 1203 0000 0000 2020 51", "amount": 1250.00, "memo": "Rent May"}'
+DEFINITION = {
+    "name": "transfer",
+    "description": "Send money from the house account.",
+    "annotations": {"readOnlyHint": False, "destructiveHint": True},
+    "input_schema": {"type": "object", "properties": {"amount": {"type": "number"}}},
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A call that an app wants to make."""
+
+    tool: str = "transfer"
+    arguments: str = TRANSFER
+    server: str = "bank"
+    url: str = BANK
+    app: str = "support-bot"
+    owner: str | None = None
+    end_user: str | None = "customer-17"
+    rule: dict[str, Any] = field(default_factory=dict)
+    definition: dict[str, Any] | None = field(default_factory=lambda: DEFINITION)
+
+
+class Stage:
+    """What tests and pages share."""
+
+    def __init__(self, db: Database, clock: Clock, url: str = URL) -> None:
+        self.db, self.clock, self.url = db, clock, url
+        self.ledger = make_ledger(db, clock)
+        self.envelope = Envelope(bytes(range(32)))
+        self.wakeups = Wakeups(db)
+        self.approvals = Approvals(self.ledger, self.envelope, self.wakeups)
+        self.kept: dict[str, Kept] = {}
+        self._calls = 0
+        self.services = SimpleNamespace(
+            settings=Settings(public_url=url, listen=url.removeprefix("http://")),
+            db=db,
+            ledger=self.ledger,
+            envelope=self.envelope,
+            wakeups=self.wakeups,
+            approvals=self.approvals,
+            clock=clock,
+        )
+        self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+        web.mount(self.app, self.services)
+
+    # --- people -----------------------------------------------------------------------------
+
+    async def person(self, email: str, *roles: str) -> str:
+        """Create a person; returns the code of a one-time link."""
+        now = self.clock()
+        new = people.NewUser(email, roles)
+        user = await people.create_user(self.ledger, new, actor=SYSTEM, now=now)
+        return await login.create_link(self.ledger, user.id, actor=SYSTEM, now=now)
+
+    async def signed_in(self, email: str, *roles: str) -> httpx2.AsyncClient:
+        """A browser on which a new person has signed in."""
+        client = self.client()
+        code = await self.person(email, *roles)
+        answer = await client.post("/sign-in/link", data={"code": code})
+        assert answer.status_code == 303, answer.text
+        return client
+
+    def client(self, **headers: str) -> httpx2.AsyncClient:
+        """A browser that nobody has signed in on; it sends what browsers send."""
+        sent = {"Origin": self.url, "Sec-Fetch-Site": "same-origin", **headers}
+        transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx2.AsyncClient(transport=transport, base_url=self.url, headers=sent)
+
+    # --- calls ------------------------------------------------------------------------------
+
+    async def ask(self, wish: Wish | None = None) -> str:
+        """Hold a call; returns the id of the approval request."""
+        wish, now = wish or Wish(), self.clock()
+        self._calls += 1
+        await self._register(wish)
+        opening = Opening(
+            app_id=f"app_{wish.app}",
+            app_name=wish.app,
+            model="gpt-4.1",
+            end_user=wish.end_user,
+            streamed=True,
+            background=False,
+            stored=True,
+            servers=(wish.server,),
+            overridden=(),
+            body_digest="sha256:" + "0" * 64,
+        )
+        kept = await exchanges.open_exchange(self.approvals, opening, now=now)
+        server = ServerFacts(f"srv_{wish.server}", wish.server, wish.url)
+        call = Call(f"mcpr_{self._calls}", wish.server, wish.tool, wish.arguments, 0)
+        rule = {"name": "money-needs-a-person", "effect": "hold", "match": {}, **wish.rule}
+        saved = {"machine": {"stitcher": {"round": 0}}}
+        ended = Round(kept, [call], {wish.server: server}, {}, saved)
+        rules = Rules(parse([rule]), "sha256:" + "1" * 64, {}, timedelta(hours=1))
+        opened, _ = await holding.open_hold(self.approvals, ended, rules, now=now)
+        self.kept[opened[0].approval_id] = kept
+        return opened[0].approval_id
+
+    async def _register(self, wish: Wish) -> None:
+        now = self.clock()
+        async with self.db.transaction() as session:
+            await session.merge(
+                App(id=f"app_{wish.app}", name=wish.app, owner=wish.owner, created_at=now)
+            )
+            await session.merge(
+                Server(
+                    id=f"srv_{wish.server}",
+                    label=wish.server,
+                    url=wish.url,
+                    created_at=now,
+                    changed_at=now,
+                )
+            )
+            await session.flush()
+            if wish.definition is not None:
+                await session.merge(
+                    ToolDefinition(
+                        server_id=f"srv_{wish.server}",
+                        name=wish.tool,
+                        pinned_digest="sha256:" + "2" * 64,
+                        pinned=wish.definition,
+                        listed_digest="sha256:" + "2" * 64,
+                        listed=wish.definition,
+                        pinned_at=now,
+                        pinned_by="first use",
+                        listed_at=now,
+                    )
+                )
+
+    async def read(self, approval_id: str) -> ApprovalView:
+        """The request as it stands."""
+        return await reading.read(self.db, self.envelope, approval_id)
+
+    async def decide(
+        self, approval_id: str, verdict: str, email: str = "bo@example.org", reason: str = "Checked"
+    ) -> ApprovalView:
+        """A review by somebody else, over the API."""
+        reviewer = Reviewer(
+            f"usr_{email}".replace("@", "_"),
+            email,
+            frozenset({"reviewer"}),
+            frozenset(),
+            channel="api",
+            auth="token",
+        )
+        digest = (await self.read(approval_id)).digest
+        submission = Submission(approval_id, verdict, digest, reason, None)
+        return await review.review(self.approvals, reviewer, submission, now=self.clock())
+
+    async def execute(self, approval_id: str, *, matches: bool | None = True) -> None:
+        """What Azure reports after the release."""
+        kept = self.kept[approval_id]
+        await exchanges.begin_sending(self.approvals, kept, [approval_id], [], now=self.clock())
+        observed = Observed("mcpr", "executed", matches)
+        await exchanges.observe(self.approvals, kept, approval_id, observed, now=self.clock())
+
+
+@contextlib.asynccontextmanager
+async def stage(db: Database, clock: Clock, url: str = URL) -> AsyncIterator[Stage]:
+    """A stage whose ledger and wake-ups run."""
+    played = Stage(db, clock, url)
+    async with running(played.ledger), asyncio.TaskGroup() as group:
+        watching = group.create_task(played.wakeups.run())
+        try:
+            yield played
+        finally:
+            watching.cancel()

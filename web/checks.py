@@ -1,0 +1,42 @@
+"""What a page may say of the ledger, and only after a check that was made just now.
+
+Never says "verified" from memory: every badge is a proof recomputed while the page was made.
+"""
+
+from __future__ import annotations
+
+from gateway.approvals.views import ApprovalView
+from gateway.audit import reading
+from gateway.audit.reading import Verdict
+from gateway.services import Services
+from web.rendering import Head
+from web.translation import N_
+
+_PREFIX = 12  # characters of the root in the foot of a page
+
+
+async def head(services: Services) -> Head | None:
+    """The newest signed head; None before the first."""
+    newest = await reading.latest(services.db)
+    return Head(newest.size, newest.root.hex()[:_PREFIX]) if newest is not None else None
+
+
+def alarm(services: Services) -> str | None:
+    """A sentence for the top of every page, while the ledger cannot be relied upon."""
+    if services.ledger.healthy:
+        return None
+    return N_("The ledger cannot be written. Nothing is released until it can.")
+
+
+async def record(services: Services, index: int) -> Verdict:
+    """One record, verified now from its bytes up to the signed head."""
+    return await reading.verify_record(services.db, services.ledger.signer.verifier, index)
+
+
+async def decision(services: Services, view: ApprovalView) -> Verdict | None:
+    """The record of a request's decision, verified now; None while there is no decision."""
+    if view.decision is None:
+        return None
+    if view.record.decided is None:
+        return Verdict("not_yet_sealed", "The record of the decision has no place yet.")
+    return await record(services, view.record.decided)

@@ -1,0 +1,1 @@
+"""One module per screen: parse, one use case, template."""

@@ -1,0 +1,219 @@
+"""Sentences chosen by a code: states, hazards, outcomes, errors. English here, other languages
+in the catalogs. Pure; puts nothing of a payload into a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from web.translation import N_
+
+STATES: Mapping[str, str] = MappingProxyType(
+    {
+        "pending": N_("Waiting"),
+        "approved": N_("Approved"),
+        "denied": N_("Denied"),
+        "expired": N_("Expired"),
+        "cancelled": N_("Cancelled"),
+    }
+)
+
+DECIDERS: Mapping[str, str] = MappingProxyType(
+    {
+        "reviewers": N_("reviewers"),
+        "policy": N_("policy"),
+        "grant": N_("a remembered approval"),
+        "expiry": N_("the deadline"),
+        "cancelled": N_("withdrawal of the request"),
+    }
+)
+
+HAZARDS: Mapping[str, str] = MappingProxyType(
+    {
+        "not_json": N_("This is not JSON. Read the exact string."),
+        "too_deep": N_("Nested more than 32 levels deep. Read the exact string."),
+        "repeated_key": N_("A key appears more than once; programs differ in which one they use:"),
+        "similar_key": N_("Keys that some programs take for the same one:"),
+        "loaded_key": N_("A key with a special meaning in some programs:"),
+        "number_precision": N_("A number that programs may read differently:"),
+        "not_a_number": N_("Not a JSON number:"),
+        "hidden_character": N_("Hidden or disguising character:"),
+        "hidden_message": N_("Invisible tag characters spell:"),
+        "mixed_script": N_("A word with look-alike letters of several alphabets:"),
+    }
+)
+
+# The same in other languages; in English a signal brings its own, more exact sentence.
+SIGNALS: Mapping[str, str] = MappingProxyType(
+    {
+        "not_json": N_("The arguments are not valid JSON; the server may read them otherwise."),
+        "not_an_object": N_("The arguments are not a JSON object; tools expect one."),
+        "duplicate_keys": N_("The arguments name a member twice; which one counts is not certain."),
+        "lookalike_keys": N_("The arguments have members that some programs take for one."),
+        "prototype_keys": N_("The arguments have a member with a special meaning in programs."),
+        "inexact_numbers": N_("The arguments hold a number that not every program keeps exactly."),
+        "broken_text": N_("The arguments hold text with NUL or half a character."),
+        "deep": N_("The arguments are nested more than 32 levels deep."),
+        "bidi_characters": N_("The call contains characters that reverse the direction of text."),
+        "hidden_characters": N_("The call contains characters that do not show on a screen."),
+        "destructive_tool": N_("The server declares this tool as destructive."),
+        "writing_tool": N_("The server declares that this tool changes things."),
+        "unannotated_tool": N_("The server does not say whether this tool only reads."),
+        "very_large": N_("The arguments are very large."),
+        "secret_like": N_("The arguments contain what looks like a key or a token."),
+        "lookalike_host": N_("The arguments hold a web address that may look like another one."),
+        "definition_changed": N_("The tool's definition has changed since it was accepted."),
+        "first_use": N_("This app uses this tool for the first time."),
+    }
+)
+
+# Signals that need not be shown where the viewer names the same thing and where it stands.
+COVERED: Mapping[str, str] = MappingProxyType(
+    {
+        "not_json": "not_json",
+        "deep": "too_deep",
+        "duplicate_keys": "repeated_key",
+        "lookalike_keys": "similar_key",
+        "prototype_keys": "loaded_key",
+        "inexact_numbers": "number_precision",
+        "hidden_characters": "hidden_character",
+    }
+)
+
+EFFECT_SIGNALS = frozenset({"destructive_tool", "writing_tool", "unannotated_tool"})
+EFFECTS: Mapping[str, str] = MappingProxyType(
+    {
+        "reads": N_("The server says that this tool only reads; nobody here has checked that."),
+        "destroys": N_("The server says that this tool may change or delete things for good."),
+        "writes": N_("The server says that this tool changes things."),
+        "unsaid": N_("The server does not say whether this tool only reads."),
+    }
+)
+
+# Title and what happened next, by state and execution; "sent" and "executed" only when observed.
+OUTCOMES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+    {
+        "approved": (
+            "waiting",
+            N_("Approved, not executed yet"),
+            N_("The approval is recorded. The call is released when its round is decided."),
+        ),
+        "approved sending": (
+            "waiting",
+            N_("Approved, being sent"),
+            N_("The approval is on its way to Azure. The outcome is not known yet."),
+        ),
+        "approved executed": (
+            "good",
+            N_("Approved and executed"),
+            N_("What was executed is byte for byte what was approved."),
+        ),
+        "approved mismatch": (
+            "alarm",
+            N_("Executed, but not as approved"),
+            N_("What was executed differs from what was approved. Treat this as an incident."),
+        ),
+        "approved unmatched": (
+            "waiting",
+            N_("Approved and executed"),
+            N_("The arguments that were executed could not be compared."),
+        ),
+        "approved failed": (
+            "bad",
+            N_("Approved, but the call failed"),
+            N_("The server or Azure reported a failure. It is not repeated by itself."),
+        ),
+        "approved unknown": (
+            "unknown",
+            N_("Approved, outcome unknown"),
+            N_("Whether the call was executed could not be observed. It is never sent again."),
+        ),
+        "denied": (
+            "bad",
+            N_("Denied, not sent"),
+            N_("The call was not made. The model was told so."),
+        ),
+        "expired": (
+            "over",
+            N_("Expired, not sent"),
+            N_("Nobody decided in time, so the call was not made."),
+        ),
+        "cancelled": (
+            "over",
+            N_("Cancelled, not sent"),
+            N_("Nobody waits for the answer any more, so the call was not made."),
+        ),
+    }
+)
+
+ERRORS: Mapping[int, tuple[str, str]] = MappingProxyType(
+    {
+        400: (N_("This cannot be accepted"), N_("Go back and correct what is named above.")),
+        401: (N_("Not signed in"), N_("Ask an admin for a new sign-in link.")),
+        403: (N_("You may not do this"), N_("Your roles do not include it. An admin can help.")),
+        404: (
+            N_("There is nothing here"),
+            N_("The address is wrong, or what it named is not yours to see."),
+        ),
+        405: (N_("There is nothing here"), N_("This address takes no such request.")),
+        409: (N_("Somebody was first"), N_("Nothing was changed. Look again before you decide.")),
+        500: (
+            N_("Something went wrong here"),
+            N_("Nothing was decided by this page. Give the request id to whoever runs Gatepass."),
+        ),
+        502: (N_("A remote side failed"), N_("Nothing was decided by this page. Try again.")),
+        503: (
+            N_("A part of Gatepass cannot answer"),
+            N_("Nothing is released meanwhile. Try again in a moment."),
+        ),
+    }
+)
+
+# Values of record fields that stand inside sentences.
+VALUES: Mapping[str, str] = MappingProxyType(
+    {
+        "approve": N_("approve"),
+        "deny": N_("deny"),
+        "allow": N_("allow"),
+        "hold": N_("hold"),
+        "executed": N_("executed"),
+        "failed": N_("failed"),
+        "unknown": N_("unknown"),
+        "not_sent": N_("not sent"),
+        "done": N_("done"),
+        "cancelled": N_("cancelled"),
+        "reviewers": N_("reviewers"),
+        "policy": N_("policy"),
+        "grant": N_("a remembered approval"),
+        "expiry": N_("the deadline"),
+        "system": N_("The gateway"),
+    }
+)
+
+LANGUAGES: Mapping[str, str] = MappingProxyType({"en": "English", "ru": "Русский"})
+
+
+def effect_of(definition: Mapping[str, object] | None) -> str:
+    """Which of EFFECTS a tool's own annotations claim."""
+    annotations = (definition or {}).get("annotations")
+    if not isinstance(annotations, Mapping):
+        return "unsaid"
+    read_only = annotations.get("readOnlyHint", annotations.get("read_only"))
+    destructive = annotations.get("destructiveHint", annotations.get("destructive"))
+    if read_only is True:
+        return "reads"
+    if destructive is True:
+        return "destroys"
+    return "writes" if read_only is False or destructive is False else "unsaid"
+
+
+def outcome_of(state: str, execution: str, match: bool | None) -> str:
+    """Which of OUTCOMES a settled request has reached."""
+    if state != "approved" or execution == "not_sent":
+        return state
+    if match is False:
+        return "approved mismatch"
+    if execution == "executed" and match is None:
+        return "approved unmatched"
+    return f"approved {execution}"
