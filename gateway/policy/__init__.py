@@ -5,8 +5,9 @@ Nothing here reads a file, a clock or a database.
 """
 
 from gateway.policy.evaluation import CallFacts, Ruling, evaluate
+from gateway.policy.problems import Problem
 from gateway.policy.risk import RiskSignal, signals
-from gateway.policy.rules import Effect, Match, Policy, Problem, Rule, check, parse
+from gateway.policy.rules import Effect, Match, Policy, Rule, check, parse
 
 __all__ = [
     "CallFacts",

@@ -88,8 +88,8 @@ def compile_condition(source: str) -> Condition:
     """Compile and type-check `source`; raises `ConditionError`."""
     if len(source) > MAX_SOURCE:
         raise ConditionError(f"a condition may have at most {MAX_SOURCE} characters")
-    if "\0" in source:
-        raise ConditionError("a condition may not contain NUL")
+    if "\0" in source or not _is_utf8(source):
+        raise ConditionError("a condition may not contain NUL or half characters")
     try:
         program = _environment().compile(source)
     except RuntimeError as error:
@@ -119,6 +119,10 @@ def bind(
     if problem is None:
         variables["args"] = arguments.value
     return Bindings(variables, problem)
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _environment() -> Any:

@@ -18,14 +18,11 @@ from typing import Any
 
 from gateway.errors import Refused
 from gateway.policy.conditions import Condition, ConditionError, compile_condition
-
-#: Where a problem is: member names and list positions from the list of rules downwards.
-Path = tuple[str | int, ...]
+from gateway.policy.durations import format_duration, parse_duration
+from gateway.policy.problems import Path, Problem, kind_of
 
 MAX_RULES = 1000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_DURATION = re.compile(r"(?:(\d{1,4})d)?(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,7})s)?", re.ASCII)
-_LONGEST = timedelta(days=30)
 _HOLD_ONLY = (
     "quorum",
     "groups",
@@ -46,27 +43,6 @@ class Effect(StrEnum):
     ALLOW = "allow"
     HOLD = "hold"
     DENY = "deny"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong with a document, and where."""
-
-    path: Path
-    message: str
-    #: For a member that does not exist: the ones that do. `message` is not used then.
-    known: tuple[str, ...] = ()
-
-    def at(self, root: str) -> str:
-        """The place in words: `policies[0].match.tool`."""
-        return place(root, self.path)
-
-    def text(self, root: str) -> str:
-        """The whole sentence: what is wrong, where, and what to do."""
-        if self.known:
-            inside = place(root, self.path[:-1])
-            return f"unknown member {self.path[-1]!r} in {inside}; known: {', '.join(self.known)}"
-        return f"{self.at(root)}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,47 +150,6 @@ def check(rules: Any) -> tuple[Policy, list[Problem]]:
     return Policy(tuple(found)), problems
 
 
-def place(root: str, path: Path) -> str:
-    """`root` followed by `path` as a person writes it: `policies[0].match.tool`."""
-    return root + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
-
-
-def parse_duration(text: str) -> timedelta | None:
-    """`90s`, `30m`, `1h30m`, `2d`; None when it is no duration from 1 second to 30 days."""
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    length = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    return length if timedelta(0) < length <= _LONGEST else None
-
-
-def format_duration(length: timedelta | None) -> str | None:
-    """The shortest form that `parse_duration` reads back."""
-    if length is None:
-        return None
-    minutes, seconds = divmod(int(length.total_seconds()), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = ((days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s"))
-    return "".join(f"{number}{unit}" for number, unit in parts if number)
-
-
-def kind_of(value: Any) -> str:
-    """What a value of a document is, in the words of a person who writes YAML."""
-    if value is None:
-        return "nothing"
-    words: tuple[tuple[type | tuple[type, ...], str], ...] = (
-        (bool, "true or false"),
-        ((int, float), "a number"),
-        (str, "text"),
-        ((list, tuple), "a list"),
-        (Mapping, "a mapping"),
-    )
-    name = type(value).__name__
-    return next((text for kinds, text in words if isinstance(value, kinds)), f"a {name}")
-
-
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """Reads one rule; every problem goes to `problems` and reading goes on."""
@@ -308,8 +243,8 @@ class _Reader:
             self.report(below, f"must be a name or a list of names, not {_or_empty(value)}")
             return ()
         for index, item in enumerate(items):
-            if not isinstance(item, str) or not 0 < len(item) <= 200:
-                text = f"must be a name of 1 to 200 characters, not {_or_empty(item)}"
+            if not isinstance(item, str) or not 0 < len(item) <= 200 or not item.isprintable():
+                text = f"must be a name of 1 to 200 visible characters, not {_or_empty(item)}"
                 self.report((*below, index), text)
                 return ()
         return tuple(items)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gateway.errors import Refused
-from gateway.policy.rules import Path, Problem, kind_of
+from gateway.policy.problems import Path, Problem, kind_of
 
 T = TypeVar("T")
 

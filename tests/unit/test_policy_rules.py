@@ -11,7 +11,7 @@ import yaml
 
 from gateway.errors import Refused
 from gateway.policy import Effect, Policy, check, parse
-from gateway.policy.rules import format_duration, parse_duration
+from gateway.policy.durations import format_duration, parse_duration
 
 RULE = {"name": "x", "effect": "hold"}
 WRONG = [
@@ -37,6 +37,9 @@ WRONG = [
     ({**RULE, "when": "app + 'x'"}, "p[0].when: a condition must be true or false, this one is ST"),
     ({**RULE, "when": "a" * 5000}, "p[0].when: a condition may have at most 4096 characters"),
     ({**RULE, "when": "app == 'a\0'"}, "p[0].when: a condition may not contain NUL"),
+    ({**RULE, "when": "app == '\ud800'"}, "p[0].when: a condition may not contain NUL or half"),
+    ({**RULE, "match": {"tool": "a\ud800"}}, "p[0].match.tool[0]: must be a name of 1 to 200 vis"),
+    ({**RULE, "groups": ["a\nb"]}, "p[0].groups[0]: must be a name of 1 to 200 visible"),
     ({**RULE, "quorum": 0}, "p[0].quorum: must be a whole number from 1 to 10, not 0"),
     ({**RULE, "quorum": True}, "p[0].quorum: must be a whole number from 1 to 10, not true or f"),
     ({**RULE, "quorum": 1.5}, "p[0].quorum: must be a whole number from 1 to 10, not a number"),
