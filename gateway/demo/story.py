@@ -117,7 +117,6 @@ async def _stage(folder: Path, once: bool) -> AsyncIterator[Stage]:
 async def _furnish(
     stack: contextlib.AsyncExitStack, settings: Settings, mcp: str, mcp_token: str, port: int
 ) -> Stage:
-    settings.data_dir.mkdir(mode=0o700)
     await asyncio.to_thread(migration.upgrade, settings.resolved_database_url)
     app = create_app(settings)
     gateway = await stack.enter_async_context(serve(app, port=port))

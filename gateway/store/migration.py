@@ -11,13 +11,20 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 _FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 
 
 def upgrade(url: str) -> str:
-    """Run what is missing, in order, each in a transaction of its own; the version reached."""
+    """Run what is missing, in order, each in a transaction of its own; the version reached.
+
+    Makes the folder of a SQLite file, open to its owner only.
+    """
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite" and address.database:
+        Path(address.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     command.upgrade(_config(url), "head")
     return newest()
 
