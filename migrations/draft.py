@@ -15,8 +15,8 @@ from alembic.script import ScriptDirectory
 FOLDER = Path(__file__).resolve().parent
 
 
-def draft(message: str, folder: Path = FOLDER) -> str:
-    """Write the file and return its path."""
+def draft(message: str, folder: Path = FOLDER) -> None:
+    """Write the file; Alembic says where."""
     with tempfile.TemporaryDirectory() as scratch:
         config = Config()
         config.set_main_option("script_location", str(folder))
@@ -24,11 +24,8 @@ def draft(message: str, folder: Path = FOLDER) -> str:
         config.attributes["url"] = f"sqlite+aiosqlite:///{scratch}/scratch.sqlite3"
         number = len(list(ScriptDirectory.from_config(config).walk_revisions())) + 1
         command.upgrade(config, "head")
-        made = command.revision(config, message, autogenerate=True, rev_id=f"{number:04}")
-    return "\n".join(
-        script.path for script in (made if isinstance(made, list) else [made]) if script
-    )
+        command.revision(config, message, autogenerate=True, rev_id=f"{number:04}")
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{draft(sys.argv[1])}\n")
+    draft(sys.argv[1])

@@ -95,6 +95,7 @@ def test_the_draft_of_the_next_migration_is_empty(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    drafted = Path(done.stdout.strip())
-    assert drafted.name == f"{len(list(history().walk_revisions())) + 1:04}_add_nothing.py"
+    number = len(list(history().walk_revisions())) + 1
+    drafted = folder / "versions" / f"{number:04}_add_nothing.py"
+    assert drafted.is_file(), done.stdout
     assert "op." not in drafted.read_text()
