@@ -40,7 +40,9 @@ def next_body(plan: Plan, answers: Mapping[str, Answer], progress: Progress) -> 
     if "tool_choice" in body:
         body["tool_choice"] = _unforced(body["tool_choice"])
     _reduce(body, "max_output_tokens", progress.output_tokens, _LEAST_TOKENS)
-    _reduce(body, "max_tool_calls", progress.executions, 1)
+    # What was approved is not to fail for want of the calls already made.
+    approved = sum(answer.approve for answer in answers.values())
+    _reduce(body, "max_tool_calls", progress.executions, max(1, approved))
     return body
 
 

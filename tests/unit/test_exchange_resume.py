@@ -83,6 +83,12 @@ def test_limits_are_reduced_by_what_was_used(member: str, limit: Any, left: Any)
     assert after(100, 2, **{member: limit})[member] == left
 
 
+def test_every_approved_call_can_still_be_made() -> None:
+    answers = {"a": Answer(True), "b": Answer(True), "c": Answer(False)}
+    progress = Progress(("resp_1",), [], 0, 5)
+    assert next_body(a_plan(max_tool_calls=6), answers, progress)["max_tool_calls"] == 2
+
+
 def test_the_first_body_is_the_plan() -> None:
     plan = a_plan(tool_choice="required", max_output_tokens=20)
     assert next_body(plan, {}, Progress((), [], 0, 0)) is plan.body
