@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import update
@@ -20,6 +19,7 @@ from sqlmodel import col
 
 from gateway.errors import GatepassError
 from gateway.services import Services
+from gateway.store.database import Database
 from gateway.store.tables import Meta
 from gateway.telemetry import log
 
@@ -30,11 +30,7 @@ Check = Callable[[Services], Awaitable[str | None]]
 
 
 async def _database(services: Services) -> str | None:
-    # A real write, so that a full or read-only disk shows; it changes nothing.
-    async with services.db.connection() as connection:
-        await connection.execute(
-            update(Meta).where(col(Meta.name) == "config_version").values(value=Meta.value)
-        )
+    await write_nothing(services.db)
     return None
 
 
@@ -91,6 +87,14 @@ async def _ask(name: str, check: Check, services: Services) -> str | None:
         return "cannot answer; see the log"
 
 
+async def write_nothing(db: Database) -> None:
+    """A real write that changes nothing: a full or read-only disk shows."""
+    async with db.connection() as connection:
+        await connection.execute(
+            update(Meta).where(col(Meta.name) == "config_version").values(value=Meta.value)
+        )
+
+
 class _Readiness:
     """The last answer and when it was found."""
 
@@ -118,7 +122,8 @@ def router() -> APIRouter:
         return {"status": "alive"}
 
     @health.get("/readyz")
-    async def readyz(problems: Annotated[dict[str, str], Depends(ready)]) -> Any:
+    async def readyz(request: Request) -> Response:
+        problems = await ready(request)
         parts = {name: problems.get(name, "ok") for name in checks()}
         status = "not ready" if problems else "ready"
         return JSONResponse({"status": status, "parts": parts}, 503 if problems else 200)
