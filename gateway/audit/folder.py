@@ -231,17 +231,18 @@ class _Folder:
 
     def _verify_payloads(self, stories: Mapping[str, Story]) -> None:
         for path in self._under("payloads/"):
-            try:
-                document = orjson.loads(self.files[path])
-                approval, raw, blind = _opening(document)
-            except (ValueError, TypeError, KeyError) as error:
-                self.findings.add(Layer.PAYLOADS, "malformed payload", f"{path}: {error}")
-                approval = path.removeprefix("payloads/").removesuffix(".json")
-                raw = blind = b""
+            approval = path.removeprefix("payloads/").removesuffix(".json")
             story = stories.get(approval)
-            if story is None or path != f"payloads/{approval}.json":
+            if story is None:
                 self.findings.add(Layer.PAYLOADS, "payload of no request", f"{path} opens nothing")
-            elif len(blind) != 32 or records.commit(blind, raw) != story.args:
+                continue
+            try:
+                opened, raw, blind = _opening(self.files[path])
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                sentence = f"{path}: {error}"
+                self.findings.add(Layer.PAYLOADS, "malformed payload", sentence, story.index)
+                continue
+            if opened != approval or len(blind) != 32 or records.commit(blind, raw) != story.args:
                 sentence = f"{path} is not what was put before reviewers"
                 self.findings.add(Layer.PAYLOADS, "payload altered", sentence, story.index)
 
@@ -309,10 +310,15 @@ def _text(content: bytes) -> str:
         raise Damaged("malformed text", "It is not UTF-8.") from None
 
 
-def _opening(document: Any) -> tuple[str, bytes, bytes]:
+def _opening(content: bytes) -> tuple[str, bytes, bytes]:
+    document = orjson.loads(content)
     if set(document) != {"approval", "arguments", "blind"}:
         raise ValueError("a payload has approval, arguments and blind")
-    return document["approval"], document["arguments"].encode(), bytes.fromhex(document["blind"])
+    blind = bytes.fromhex(document["blind"])
+    again = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+    if again != content or blind.hex() != document["blind"]:
+        raise ValueError("not in canonical form")
+    return document["approval"], document["arguments"].encode(), blind
 
 
 def _differences(given: bytes, rebuilt: bytes) -> Iterator[str]:

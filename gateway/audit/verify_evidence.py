@@ -423,7 +423,10 @@ class Folder:
 
     def proof(self, raw: bytes) -> tuple[int, list[bytes], bytes]:
         """Index, path and note of a receipt."""
-        start, _, note = utf8(raw).partition("\n\n")
+        try:
+            start, _, note = raw.decode().partition("\n\n")
+        except UnicodeDecodeError:
+            raise Bad("not UTF-8") from None
         lines = start.split("\n")
         if lines[0] != "c2sp.org/tlog-proof@v1" or not 2 <= len(lines) <= 66:
             raise Bad("not a receipt")
