@@ -10,8 +10,17 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import apps, audit, configuration, policy, requests, servers, service, users
+from gateway.cli.apps import app as apps
+from gateway.cli.audit import app as audit
+from gateway.cli.configuration import apply
 from gateway.cli.output import Polite
+from gateway.cli.policy import app as policy
+from gateway.cli.requests import app as requests
+from gateway.cli.servers import app as servers
+from gateway.cli.servers import credentials
+from gateway.cli.service import demo, doctor, migrate, serve
+from gateway.cli.users import app as users
+from gateway.cli.users import init
 
 app = typer.Typer(
     name="gatepass",
@@ -43,18 +52,16 @@ def _root(
     """Approval and audit gateway for MCP tool calls."""
 
 
-for _command in (service.serve, service.demo, service.migrate, service.doctor):
+for _command in (serve, demo, migrate, init, doctor, apply):
     app.command(_command.__name__)(_command)
-app.command("init")(users.init)
-app.command("apply")(configuration.apply)
 for _name, _group in {
-    "apps": apps.app,
-    "servers": servers.app,
-    "credentials": servers.credentials,
-    "policy": policy.app,
-    "requests": requests.app,
-    "users": users.app,
-    "audit": audit.app,
+    "apps": apps,
+    "servers": servers,
+    "credentials": credentials,
+    "policy": policy,
+    "requests": requests,
+    "users": users,
+    "audit": audit,
 }.items():
     app.add_typer(_group, name=_name)
 

@@ -37,9 +37,7 @@ def create(
     settings = read_object({k: v for k, v in given.items() if v is not None}, "app", read_app)
 
     async def work(house: House) -> dict[str, Any]:
-        entry, key = await apps.create(
-            house.ledger, settings, actor=house.actor, now=house.clock()
-        )
+        entry, key = await apps.create(house.ledger, settings, actor=house.actor, now=house.clock())
         return {"id": entry.id, "name": entry.settings.name, "key_id": key.id, "key": key.text}
 
     made = run(work)
@@ -99,9 +97,7 @@ def revoke(
     from gateway.registry import apps
 
     async def work(house: House) -> None:
-        await apps.revoke_key(
-            house.ledger, name, key_id, actor=house.actor, now=house.clock()
-        )
+        await apps.revoke_key(house.ledger, name, key_id, actor=house.actor, now=house.clock())
 
     run(work)
     emit({"name": name, "revoked": key_id}) if as_json else say(f"{key_id} of {name} is revoked.")

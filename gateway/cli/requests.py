@@ -15,10 +15,9 @@ import typer
 from gateway.cli.output import FAILED, Json, complain, emit, facts, note, say, table, when
 
 if TYPE_CHECKING:
-    from gateway.cli.runtime import House
-
     from gateway.approvals.review import Reviewer
     from gateway.approvals.views import ApprovalView
+    from gateway.cli.runtime import House
 
 app = typer.Typer(no_args_is_help=True, help="Calls that wait for a person, and what came of them.")
 
@@ -53,9 +52,8 @@ def listing(
     as_json: Json = False,
 ) -> None:
     """List approval requests, those that wait by soonest deadline first."""
-    from gateway.cli.runtime import look
-
     from gateway.approvals import review
+    from gateway.cli.runtime import look
 
     known = ("pending", "approved", "denied", "expired", "cancelled", "all")
     if state not in known:
@@ -155,9 +153,8 @@ async def _print_new(house: House, seen: set[str], *, as_json: bool) -> set[str]
 
 
 def _read(approval_id: str) -> ApprovalView:
-    from gateway.cli.runtime import look
-
     from gateway.approvals import review
+    from gateway.cli.runtime import look
 
     async def work(house: House) -> ApprovalView:
         return await review.read(house.db, house.envelope, approval_id)
@@ -167,9 +164,8 @@ def _read(approval_id: str) -> ApprovalView:
 
 def _submit(verdict: Verdict, *, as_json: bool) -> None:
     digest = verdict.digest or _confirmed(verdict)
-    from gateway.cli.runtime import run
-
     from gateway.approvals import review
+    from gateway.cli.runtime import run
 
     async def work(house: House) -> ApprovalView:
         submission = review.Submission(

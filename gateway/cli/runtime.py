@@ -18,36 +18,56 @@ from typing import TypeVar
 from sqlalchemy.engine import make_url
 
 from gateway import config
-from gateway.approvals.review import Approvals
-from gateway.approvals.wakeups import Wakeups
+from gateway.app import create_services
+from gateway.approvals.decisions import Approvals
 from gateway.audit.ledger import Ledger
 from gateway.audit.records import Actor
-from gateway.audit.signing import load_signer
 from gateway.config import Settings
 from gateway.errors import Unavailable
-from gateway.store.database import Database, open_database
-from gateway.store.envelope import Envelope, load_or_create_key
-from gateway.telemetry import Clock, utc_now
+from gateway.services import Services
+from gateway.store.database import Database
+from gateway.store.envelope import Envelope
+from gateway.telemetry import Clock
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class House:
-    """The parts of one command."""
+    """The parts of one command, and who gave it."""
 
-    settings: Settings
-    db: Database
-    ledger: Ledger
-    envelope: Envelope
-    wakeups: Wakeups
+    services: Services
     actor: Actor
-    clock: Clock
+
+    @property
+    def settings(self) -> Settings:
+        """What the environment says."""
+        return self.services.settings
+
+    @property
+    def db(self) -> Database:
+        """The database."""
+        return self.services.db
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger; settled before the command ends."""
+        return self.services.ledger
+
+    @property
+    def envelope(self) -> Envelope:
+        """What opens sealed payloads."""
+        return self.services.envelope
 
     @property
     def approvals(self) -> Approvals:
         """The collaborators of reviews."""
-        return Approvals(self.ledger, self.envelope, self.wakeups)
+        return self.services.approvals
+
+    @property
+    def clock(self) -> Clock:
+        """The time."""
+        return self.services.clock
 
 
 def read_settings() -> Settings:
@@ -59,7 +79,7 @@ def run(work: Callable[[House], Awaitable[T]]) -> T:
     """Do `work` and return its result once everything it wrote stands in the signed ledger."""
 
     async def whole() -> T:
-        async with _opened(read_settings()) as house:
+        async with opened(read_settings()) as house:
             result = await work(house)
             await house.ledger.settle()
             return result
@@ -71,7 +91,7 @@ def look(work: Callable[[House], Awaitable[T]]) -> T:
     """Do `work` that only reads."""
 
     async def whole() -> T:
-        async with _opened(read_settings()) as house:
+        async with opened(read_settings()) as house:
             return await work(house)
 
     return asyncio.run(whole())
@@ -89,25 +109,16 @@ def sqlite_file(settings: Settings) -> Path | None:
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[House]:
+async def opened(settings: Settings) -> AsyncIterator[House]:
+    """The parts, closed again afterwards. Raises `Unavailable` when there is no database yet."""
     file = sqlite_file(settings)
     if file is not None and not file.exists():
         raise Unavailable(
             f"There is no database at {file}: run 'gatepass migrate' first, or set "
             "GATEPASS_DATA_DIR."
         )
-    envelope = Envelope(load_or_create_key(settings.resolved_master_key_file))
-    signer = load_signer(settings.resolved_signing_key_file, settings.ledger_origin)
-    db = open_database(settings.resolved_database_url)
+    services = create_services(settings)
     try:
-        yield House(
-            settings=settings,
-            db=db,
-            ledger=Ledger(db, signer, utc_now),
-            envelope=envelope,
-            wakeups=Wakeups(db),
-            actor=operator(),
-            clock=utc_now,
-        )
+        yield House(services, operator())
     finally:
-        await db.close()
+        await services.db.close()

@@ -51,9 +51,7 @@ def add(
     settings = read_object(given, "server", read_server)
 
     async def work(house: House) -> ServerEntry:
-        return await servers.register(
-            house.ledger, settings, actor=house.actor, now=house.clock()
-        )
+        return await servers.register(house.ledger, settings, actor=house.actor, now=house.clock())
 
     entry = run(work)
     emit(entry) if as_json else say(f"Registered {label}: {entry.settings.url}")
@@ -85,7 +83,8 @@ def probe(label: Label, as_json: Json = False) -> None:
     from gateway.cli.runtime import run
 
     async def work(house: House) -> Any:
-        return None if house.probe is None else await house.probe(label)
+        ask = house.services.probe
+        return None if ask is None else await ask(label)
 
     found = run(work)
     if found is None:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from gateway.cli.output import FAILED, OK, Json, complain, emit, note, say, table
-
-if TYPE_CHECKING:
-    from gateway.config import Settings
-
-_GRACE_SECONDS = 20
-_BACKLOG = 2048
+from gateway.cli.output import FAILED, OK, Json, emit, note, say, table
 
 
 def serve() -> None:
@@ -23,44 +15,21 @@ def serve() -> None:
     SQLite is migrated at the start; PostgreSQL must be migrated before ('gatepass migrate').
     Files named in GATEPASS_CONFIG are applied first. SIGTERM and Ctrl-C end it cleanly (exit 0).
     """
-    import uvicorn
-
     from gateway.app import create_app
     from gateway.cli.configuration import apply_files
-    from gateway.cli.runtime import prepare_database, read_settings
+    from gateway.cli.runtime import read_settings
+    from gateway.cli.schema import prepare
+    from gateway.cli.serving import serve as serve_until_told
     from gateway.telemetry import configure_logging
 
     settings = read_settings()
     configure_logging(settings.log_level)
-    prepare_database()
+    prepare(settings)
     if settings.config:
         apply_files(settings.config)
-    host, port = settings.bind
-    note(f"Gatepass listens on http://{settings.listen}, people come to {settings.public_url}")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            host=host,
-            port=port,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            log_config=None,
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
-    )
-    # uvicorn raises the signal again once it has shut down: a clean end is not a death.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    server.run()
-    if not server.started:
-        complain(f"the service did not start on {settings.listen}; the lines above say why")
-        raise typer.Exit(FAILED)
+    note(f"Starting on http://{settings.listen}; people come to {settings.public_url}")
+    if (failure := serve_until_told(create_app(settings), settings)) is not None:
+        raise failure
 
 
 def demo(
@@ -78,19 +47,11 @@ def demo(
 
 def migrate(as_json: Json = False) -> None:
     """Bring the database to the version of this program. Safe to repeat."""
-    from gateway.cli.runtime import migrate_database
+    from gateway.cli.runtime import read_settings
+    from gateway.cli.schema import upgrade
 
-    version = migrate_database()
+    version = upgrade(read_settings())
     emit({"version": version}) if as_json else say(f"The database is at version {version}.")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What `doctor` found about one part: ok, warning or failed."""
-
-    part: str
-    state: str
-    detail: str
 
 
 def doctor(as_json: Json = False) -> None:

@@ -11,7 +11,6 @@ from gateway.cli.output import Json, emit, note, say, table
 
 if TYPE_CHECKING:
     from gateway.cli.runtime import House
-
     from gateway.identity.people import UserView
 
 app = typer.Typer(no_args_is_help=True, help="People who sign in here, and their roles.")
@@ -33,7 +32,6 @@ def create(
 ) -> None:
     """Create a user; optionally print a personal access token or a one-time sign-in link."""
     from gateway.cli.runtime import run
-
     from gateway.identity.people import NewUser, create_user
 
     async def work(house: House) -> dict[str, Any]:
@@ -77,7 +75,6 @@ def link_(
 ) -> None:
     """Print a one-time sign-in link for a user."""
     from gateway.cli.runtime import run
-
     from gateway.identity import people
 
     async def work(house: House) -> dict[str, Any]:
@@ -98,7 +95,6 @@ def token_(
 ) -> None:
     """Print a new personal access token of a user, once."""
     from gateway.cli.runtime import run
-
     from gateway.identity.people import create_token
 
     async def work(house: House) -> dict[str, Any]:
@@ -116,7 +112,6 @@ def token_(
 def roles_(user: Who, role: Roles, as_json: Json = False) -> None:
     """Replace a user's roles. The last admin cannot be removed."""
     from gateway.cli.runtime import run
-
     from gateway.identity.people import set_roles
 
     async def work(house: House) -> UserView:
@@ -146,8 +141,8 @@ def init(
 
     Run it again for an admin who has lost the way in: it prints a fresh link.
     """
-    from gateway.cli.runtime import prepare_database, run
-
+    from gateway.cli.runtime import read_settings, run
+    from gateway.cli.schema import prepare
     from gateway.errors import Conflict
 
     async def work(house: House) -> dict[str, Any]:
@@ -160,7 +155,7 @@ def init(
         user = user or await _first_admin(house, email)
         return {"user": user, **await _ways_in(house, user, token=False, link=True)}
 
-    prepare_database()
+    prepare(read_settings())
     made = run(work)
     if as_json:
         emit(made)
@@ -226,7 +221,6 @@ def _print_ways_in(made: dict[str, Any]) -> None:
 
 def _switch(user: str, *, off: bool, as_json: bool) -> None:
     from gateway.cli.runtime import run
-
     from gateway.identity import people
 
     async def work(house: House) -> UserView:

@@ -38,7 +38,6 @@ async def services(sqlite: Database, clock: FakeClock) -> Services:
         directory=directory,
         vault=open_vault(sqlite, envelope, {}),
         wakeups=Wakeups(sqlite),
-        hub=None,
         clock=clock,
     )
 

@@ -1,0 +1,194 @@
+"""What `gatepass doctor` asks: every configured part, for real, one finding each.
+
+A failed part would keep calls from being held, decided, recorded or released. What only might
+be wrong (a server that Azure can reach and we cannot) is a warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+from sqlalchemy.exc import DBAPIError
+
+from gateway.api import health
+from gateway.audit import reading
+from gateway.cli.runtime import House, opened, read_settings
+from gateway.config import Settings
+from gateway.errors import GatepassError
+from gateway.identity import people
+from gateway.registry.directory import ServerView
+from gateway.store import migration
+
+_PATIENCE = 5.0
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one part: ok, warning or failed."""
+
+    part: str
+    state: str
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Ask every part. Raises what keeps even the first from being asked."""
+    return asyncio.run(_examine(read_settings()))
+
+
+async def _examine(settings: Settings) -> list[Finding]:
+    async with opened(settings) as house:
+        found = [
+            await _ask("schema", _schema, house),
+            await _ask("database", _database, house),
+            await _ask("ledger", _ledger, house),
+            await _ask("vault", _vault, house),
+            await _ask("configuration", _configuration, house),
+            await _ask("people", _people, house),
+            await _ask("upstream", _upstream, house),
+            *_keys(settings),
+            _public_url(settings),
+        ]
+        if any(f.part == "configuration" and f.state == "ok" for f in found):
+            servers = sorted(house.services.directory.view.servers.values(), key=lambda s: s.label)
+            for server in servers:
+                found += await _server(house, server)
+        return found
+
+
+async def _ask(
+    part: str, check: Callable[[House], Awaitable[tuple[str, str]]], house: House
+) -> Finding:
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return Finding(part, *await check(house))
+    except TimeoutError:
+        return Finding(part, "failed", f"no answer within {_PATIENCE:.0f} s")
+    except GatepassError as error:
+        return Finding(part, "failed", error.message)
+    except DBAPIError as error:
+        return Finding(part, "failed", f"the database refused: {error.orig}")
+
+
+async def _schema(house: House) -> tuple[str, str]:
+    found = await migration.current(house.settings.resolved_database_url)
+    wanted = migration.newest()
+    if found == wanted:
+        return "ok", f"version {found}"
+    return "failed", f"version {found or 'none'}, needed is {wanted}: run 'gatepass migrate'"
+
+
+async def _database(house: House) -> tuple[str, str]:
+    await health.write_nothing(house.db)
+    return "ok", f"{house.db.dialect}, can be written"
+
+
+async def _ledger(house: House) -> tuple[str, str]:
+    await house.ledger.settle()
+    head = await reading.latest(house.db)
+    if head is None:
+        return "ok", "empty: nothing has been recorded yet"
+    return "ok", f"{head.size} records, all under a signed head"
+
+
+async def _vault(house: House) -> tuple[str, str]:
+    await house.services.vault.ping()
+    return "ok", "every store answers"
+
+
+async def _configuration(house: House) -> tuple[str, str]:
+    await house.services.directory.reload()
+    view = house.services.directory.view
+    return (
+        "ok",
+        f"{len(view.servers)} servers, {len(view.apps)} apps, {len(view.policy.rules)} rules",
+    )
+
+
+async def _people(house: House) -> tuple[str, str]:
+    users = (await people.listing(house.db, limit=200)).items
+    active = [user for user in users if user.disabled_at is None]
+    missing = [role for role in ("admin", "reviewer") if not any(role in u.roles for u in active)]
+    if missing:
+        return "warning", f"there is no active {' and no active '.join(missing)}"
+    return "ok", f"{len(active)} active users"
+
+
+async def _upstream(house: House) -> tuple[str, str]:
+    settings = house.settings
+    if settings.upstream_url is None:
+        return "failed", "GATEPASS_UPSTREAM_URL is not set"
+    if settings.upstream_api_key is None:
+        return "failed", "GATEPASS_UPSTREAM_API_KEY is not set"
+    url = settings.upstream_url.rstrip("/") + "/models"
+    headers = {"api-key": settings.upstream_api_key.get_secret_value()}
+    try:
+        async with httpx2.AsyncClient(timeout=_PATIENCE, follow_redirects=False) as client:
+            status = (await client.get(url, headers=headers)).status_code
+    except httpx2.HTTPError as error:
+        return "failed", f"{settings.upstream_url} cannot be reached ({type(error).__name__})"
+    if status in {401, 403}:
+        return "failed", f"{settings.upstream_url} does not accept the key ({status})"
+    if status >= 500:
+        return "failed", f"{settings.upstream_url} answers {status}"
+    return "ok", f"{settings.upstream_url} answers ({status})"
+
+
+async def _server(house: House, server: ServerView) -> list[Finding]:
+    part = f"server {server.label}"
+    found = []
+    if server.credential is not None:
+        ref = server.credential.ref
+
+        async def opens(house: House) -> tuple[str, str]:
+            await house.services.vault.open(ref)
+            return "ok", f"{ref} can be opened"
+
+        found.append(await _ask(f"{part}: credential", opens, house))
+    found.append(await _reachable(part, server.url))
+    return found
+
+
+async def _reachable(part: str, url: str) -> Finding:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80}.get(parts.scheme, 443)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+            writer.close()
+    except (OSError, TimeoutError):
+        detail = f"{parts.hostname}:{port} cannot be reached from here; Azure must reach it"
+        return Finding(part, "warning", detail)
+    return Finding(part, "ok", f"{parts.hostname}:{port} can be reached from here")
+
+
+def _keys(settings: Settings) -> list[Finding]:
+    return [
+        _private("master key", settings.resolved_master_key_file),
+        _private("signing key", settings.resolved_signing_key_file),
+    ]
+
+
+def _private(part: str, path: Path) -> Finding:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        return Finding(part, "failed", f"{path}: {error.strerror}")
+    if mode & 0o077:
+        return Finding(part, "warning", f"{path} has mode {mode:04o}; 0600 is enough")
+    return Finding(part, "ok", f"{path}, readable by its owner alone. Keep a copy elsewhere")
+
+
+def _public_url(settings: Settings) -> Finding:
+    parts = urlsplit(settings.public_url)
+    if parts.scheme == "https" or parts.hostname in _LOOPBACK:
+        return Finding("public address", "ok", settings.public_url)
+    detail = f"{settings.public_url} is not https: sign-ins can be read on the way"
+    return Finding("public address", "warning", detail)

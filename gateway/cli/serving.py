@@ -1,0 +1,76 @@
+"""Runs the application under uvicorn and ends the process when any part of it has ended.
+
+uvicorn serves on when what was started beside the routes has failed; a gateway whose ledger has
+stopped must not. Failures become one sentence, never a traceback.
+"""
+
+from __future__ import annotations
+
+import signal
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.config import Settings
+
+_GRACE_SECONDS = 20
+_BACKLOG = 2048
+
+
+def serve(app: ASGIApp, settings: Settings) -> Exception | None:
+    """Serve until a signal; returns what ended it early, None after a clean end."""
+    watched = _Watched(app)
+    host, port = settings.bind
+    server = uvicorn.Server(
+        uvicorn.Config(
+            watched,
+            host=host,
+            port=port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            log_config=None,
+            log_level="warning",
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+    )
+    watched.server = server
+    # uvicorn raises the signal again once it has shut down: a clean end is not a death.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        server.run()
+    except SystemExit:  # the address is taken, or not ours
+        return OSError(f"cannot listen on {settings.listen}: is something else listening there?")
+    return watched.failure
+
+
+class _Watched:
+    """Passes everything on, and notices how the application's lifespan ends."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.server: uvicorn.Server | None = None
+        self.failure: Exception | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+
+        async def without_traceback(message: Message) -> None:
+            if message["type"].endswith(".failed"):
+                message = {**message, "message": ""}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, without_traceback)
+        except Exception as error:
+            self.failure = error
+            if self.server is not None:
+                self.server.should_exit = True
