@@ -72,9 +72,9 @@ capabilities:
 {{- end }}
 {{- if .Values.keys.existingSecret }}
 - name: GATEPASS_MASTER_KEY_FILE
-  value: /run/gatepass/keys/master.key
+  value: /data/master.key
 - name: GATEPASS_SIGNING_KEY_FILE
-  value: /run/gatepass/keys/signing.key
+  value: /data/signing.key
 {{- end }}
 {{- range $name, $value := .Values.settings }}
 - name: {{ $name }}
@@ -82,10 +82,17 @@ capabilities:
 {{- end }}
 {{- end -}}
 
+{{- /* Each key is a read-only file on the writable data volume: the signer keeps the last head that
+       it signed beside its key, and could not do so on a volume made of the Secret. */ -}}
 {{- define "gatepass.keyMount" -}}
 {{- if .Values.keys.existingSecret }}
 - name: keys
-  mountPath: /run/gatepass/keys
+  mountPath: /data/master.key
+  subPath: master.key
+  readOnly: true
+- name: keys
+  mountPath: /data/signing.key
+  subPath: signing.key
   readOnly: true
 {{- end }}
 {{- end -}}

@@ -203,6 +203,25 @@ def test_parts_select_each_other(chart: helm_python.Chart, name: str) -> None:
     assert probes["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
+@pytest.mark.parametrize("values", [POSTGRES, {"keys": {"existingSecret": "gatepass-keys"}}])
+def test_the_signer_can_write_beside_its_key(
+    chart: helm_python.Chart, values: dict[str, Any]
+) -> None:
+    # It keeps the last signed head there; on a read-only folder the ledger cannot be sealed.
+    for pod in pods([item for item in render(chart, values) if "spec" in item]):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        for container in containers(pod):
+            mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+            settings = {entry["name"]: entry.get("value") for entry in container["env"]}
+            for name in ("GATEPASS_MASTER_KEY_FILE", "GATEPASS_SIGNING_KEY_FILE"):
+                path = Path(str(settings[name]))
+                assert mounts[str(path)]["readOnly"] is True
+                assert mounts[str(path)]["subPath"] == path.name
+                folder = mounts[str(path.parent)]
+                assert not folder.get("readOnly", False)
+                assert volumes[folder["name"]].keys() & {"emptyDir", "persistentVolumeClaim"}
+
+
 def test_ingress_leads_to_the_service(chart: helm_python.Chart) -> None:
     kinds = by_kind(render(chart, INGRESS))
     (rule,) = kinds["Ingress"]["spec"]["rules"]
