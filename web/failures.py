@@ -5,6 +5,8 @@ Names no internals: the cause of an unexpected failure is in the log, under the 
 
 from __future__ import annotations
 
+import traceback
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -48,8 +50,14 @@ async def _malformed(request: Request, _error: RequestValidationError) -> Respon
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     request_id = getattr(request.state, "request_id", "-")
-    log.error("page_failed", path=request.url.path, request=request_id, exc_info=error)
+    log.error("page_failed", error=type(error).__name__, at=_place(error), request=request_id)
     return await _page(request, 500, "internal_error", framed=False)
+
+
+def _place(error: Exception) -> str:
+    """Where it happened. The message of an exception may hold a payload and is not logged."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
 
 
 async def _page(

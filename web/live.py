@@ -39,11 +39,12 @@ async def live(
     """Events called `requests` whenever any approval request may have changed."""
     wakeups = frame.web(request).services.wakeups
     return StreamingResponse(
-        _events(request, wakeups), media_type="text/event-stream", headers=_HEADERS
+        events(request, wakeups), media_type="text/event-stream", headers=_HEADERS
     )
 
 
-async def _events(request: Request, wakeups: Changes) -> AsyncIterator[str]:
+async def events(request: Request, wakeups: Changes) -> AsyncIterator[str]:
+    """The text of the stream, until the browser leaves or has to come back."""
     seen = await wakeups.changes(-1, 0)
     yield "retry: 3000\n: Gatepass\n\n"
     for glance in range(_LIFE):

@@ -1,4 +1,4 @@
-"""A real server with the pages, and a real Chromium to look at them."""
+"""A real server with the pages, and a real Chromium to look at them, on one event loop."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import asyncio
 import os
 import shutil
 import socket
-import tempfile
-import threading
-from collections.abc import Coroutine, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
 
-from gateway.store.database import open_database
-from gateway.store.tables import metadata
+from gateway.store.database import Database
 from gateway.telemetry import utc_now
 from tests.support.stage import Stage, stage
 
-T = TypeVar("T")
 _ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -51,82 +46,77 @@ def chromium() -> str:
     return found
 
 
+@dataclass
 class House:
-    """The running server, seen from a test's thread."""
+    """A running server and what is played on it."""
 
-    def __init__(self, url: str, played: Stage, loop: asyncio.AbstractEventLoop) -> None:
-        self.url, self.played, self._loop = url, played, loop
+    url: str
+    played: Stage
 
-    def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine where the server runs."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
-
-    def link(self, email: str, *roles: str) -> str:
-        """A one-time sign-in link for a new person."""
-        return f"{self.url}/sign-in/link?code={self.do(self.played.person(email, *roles))}"
+    async def sign_in(self, page: Page, email: str, *roles: str) -> None:
+        """Sign a new person in as people do: open the link, press the button."""
+        code = await self.played.person(email, *roles)
+        await page.goto(f"{self.url}/sign-in/link?code={code}")
+        await page.get_by_role("main").get_by_role("button").click()
+        await page.wait_for_url("**/inbox")
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+async def house(sqlite: Database) -> AsyncIterator[House]:
     """A server on a free port with an empty database."""
-    started: list[House] = []
-    ready, stop = threading.Event(), []
-
-    async def serve(folder: Path) -> None:
-        listening = socket.create_server(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        db = open_database(f"sqlite+aiosqlite:///{folder / 'ui.sqlite3'}")
-        async with db.engine.begin() as connection:
-            await connection.run_sync(metadata.create_all)
-        async with stage(db, utc_now, url) as played:
-            config = uvicorn.Config(
-                played.app, log_level="error", lifespan="off", timeout_graceful_shutdown=1
-            )
-            server = uvicorn.Server(config)
-            started.append(House(url, played, asyncio.get_running_loop()))
-            stop.append(lambda: setattr(server, "should_exit", True))
-            ready.set()
-            await server.serve([listening])
-        await db.close()
-
-    with tempfile.TemporaryDirectory() as folder:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(Path(folder))))
-        thread.start()
-        try:
-            assert ready.wait(20), "the server did not start"
-            yield started[0]
-        finally:
-            for end in stop:
-                end()
-            thread.join(20)
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    async with stage(sqlite, utc_now, url) as played:
+        config = uvicorn.Config(
+            played.app, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(server._serve([listening]))
+            yield House(url, played)
+            server.should_exit = True
 
 
-@pytest.fixture(scope="session")
-def browser(chromium: str) -> Iterator[Browser]:
-    """One Chromium for the whole run."""
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=_ARGUMENTS)
+@pytest.fixture
+async def browser(chromium: str) -> AsyncIterator[Browser]:
+    """A Chromium of the test's own."""
+    async with async_playwright() as playwright:
+        launched = await playwright.chromium.launch(executable_path=chromium, args=_ARGUMENTS)
         yield launched
-        launched.close()
+        await launched.close()
+
+
+Open = Callable[..., Awaitable[Page]]
 
 
 @pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A fresh profile, 1280×800, English, UTC."""
-    opened = browser.new_context(
-        viewport={"width": 1280, "height": 800}, locale="en-GB", timezone_id="UTC"
-    )
-    opened.set_default_timeout(10_000)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def page(context: BrowserContext) -> Iterator[Page]:
-    """A tab whose script errors and blocked loads fail the test."""
-    tab = context.new_page()
+async def opened(house: House, browser: Browser) -> AsyncIterator[Open]:
+    """Opens tabs in fresh profiles; what the browser blocks or a script breaks fails the test."""
     problems: list[str] = []
-    tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("console", lambda said: problems.append(said.text) if "Security" in said.text else None)
-    yield tab
+    contexts: list[BrowserContext] = []
+
+    def hear(message: ConsoleMessage) -> None:
+        if "Security Policy" in message.text:
+            problems.append(message.text)
+
+    async def open_tab(width: int = 1280, height: int = 800, **how: object) -> Page:
+        settings = {"locale": "en-GB", "timezone_id": "UTC", **how}
+        context = await browser.new_context(viewport={"width": width, "height": height}, **settings)
+        context.set_default_timeout(10_000)
+        contexts.append(context)
+        page = await context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", hear)
+        return page
+
+    yield open_tab
+    for context in contexts:
+        await context.close()
     assert problems == []
+
+
+@pytest.fixture
+async def page(opened: Open) -> Page:
+    """A tab of 1280×800 in English and UTC."""
+    return await opened()

@@ -1,0 +1,138 @@
+"""Every page in both themes and languages: all accessible, nothing cut off or hidden."""
+
+from __future__ import annotations
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Page
+
+from tests.support.stage import Wish
+from tests.ui.conftest import House, Open
+
+pytestmark = pytest.mark.ui
+LONG = '{"memo": "' + "a-long-word-without-an-end" * 12 + '", "a": 1, "a": 2, "b": "\u202e"}'
+
+
+async def addresses(house: House) -> dict[str, str]:
+    """One of each page, with much and with little on it."""
+    played = house.played
+    pending = await played.ask()
+    hostile = await played.ask(Wish(tool="t" * 70, arguments=LONG, rule={"quorum": 2}))
+    executed = await played.ask(Wish(tool="get_rate"))
+    await played.decide(executed, "approve")
+    await played.execute(executed)
+    wrong = await played.ask(Wish(tool="post", definition=None))
+    await played.decide(wrong, "approve")
+    await played.execute(wrong, matches=False)
+    denied = await played.ask(Wish(tool="wipe", rule={"require_reason": True}))
+    await played.decide(denied, "deny", reason="Not now")
+    return {
+        "overview": "/",
+        "inbox": "/inbox",
+        "pending": f"/requests/{pending}",
+        "hostile": f"/requests/{hostile}",
+        "approve": f"/requests/{pending}/approve",
+        "deny": f"/requests/{pending}/deny",
+        "executed": f"/requests/{executed}",
+        "mismatch": f"/requests/{wrong}",
+        "denied": f"/requests/{denied}",
+        "history": "/requests",
+        "no history": "/requests?app=nobody",
+        "audit": "/audit",
+        "record": "/audit/3",
+        "preferences": "/preferences",
+        "missing": "/nowhere",
+    }
+
+
+async def violations(page: Page) -> list[str]:
+    """What axe finds, one line each."""
+    found = await Axe().run(page)
+    assert len(found.response["passes"]) > 10, "axe did not look"
+    return [
+        f"{item['id']}: {node['html'][:160]}"
+        for item in found.response["violations"]
+        for node in item["nodes"]
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["en", "ru"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_no_page_has_an_accessibility_violation(
+    house: House, opened: Open, theme: str, language: str
+) -> None:
+    pages = await addresses(house)
+    page = await opened(locale=language, color_scheme=theme, bypass_csp=True)
+    found: dict[str, list[str]] = {}
+    await page.goto(f"{house.url}/sign-in")
+    found["sign-in"] = await violations(page)
+    await house.sign_in(page, "ann@example.org", "reviewer", "auditor")
+    assert await page.locator("html").get_attribute("lang") == language
+    for name, path in pages.items():
+        await page.goto(house.url + path)
+        found[name] = await violations(page)
+    await page.goto(house.url + pages["pending"])
+    await page.keyboard.press("d")
+    found["dialog"] = await violations(page)
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(("width", "language"), [(320, "ru"), (390, "en"), (1280, "ru")])
+async def test_nothing_scrolls_sideways(
+    house: House, opened: Open, width: int, language: str
+) -> None:
+    page = await opened(width, 640, locale=language)
+    pages = await addresses(house)
+    await house.sign_in(page, "ann.with.a.long.name@example.org", "reviewer", "auditor")
+    wide = {}
+    for name, path in pages.items():
+        await page.goto(house.url + path)
+        measured = await page.evaluate("document.documentElement.scrollWidth")
+        if measured > width:
+            wide[name] = measured
+    assert wide == {}
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+async def test_what_matters_is_seen_without_scrolling(
+    house: House, opened: Open, width: int, height: int
+) -> None:
+    approval = await house.played.ask()
+    page = await opened(width, height)
+    await house.sign_in(page, "ann@example.org", "reviewer")
+    await page.goto(f"{house.url}/requests/{approval}")
+    for selector in ("h1 .tool", "h1 .host", ".act .left", ".signals", ".json", ".decision-bar"):
+        box = await page.locator(selector).first.bounding_box()
+        assert box is not None, selector
+        assert box["y"] >= 0, selector
+        assert box["y"] + box["height"] <= height + 1, selector
+    for name in ("Approve", "Deny"):
+        box = await page.get_by_role("link", name=name).bounding_box()
+        assert box is not None
+        assert box["height"] >= 44
+
+
+async def test_focus_is_never_hidden_behind_the_bar(house: House, opened: Open) -> None:
+    approval = await house.played.ask(Wish(arguments=LONG))
+    page = await opened(390, 600)
+    await house.sign_in(page, "ann@example.org", "reviewer")
+    await page.goto(f"{house.url}/requests/{approval}")
+    for _ in range(30):
+        await page.keyboard.press("Tab")
+        seen = await page.evaluate(
+            """() => { const at = document.activeElement, box = at.getBoundingClientRect();
+              if (at === document.body || at.closest('.decision-bar, .rail')) return true;
+              const bar = document.querySelector('.decision-bar').getBoundingClientRect();
+              return box.bottom <= bar.top + 1 || at.closest('.foot') !== null; }"""
+        )
+        assert seen, await page.evaluate("document.activeElement.outerHTML")
+
+
+async def test_russian_counts_like_russians_do(house: House, opened: Open) -> None:
+    for _ in range(2):
+        await house.played.ask()
+    page = await opened(locale="ru")
+    await house.sign_in(page, "ann@example.org", "reviewer")
+    await page.goto(house.url)
+    assert "вызова ждут" in await page.locator(".numbers").inner_text()
