@@ -1,0 +1,227 @@
+"""Servers, apps, policies and groups over the API, with what takes effect and what is shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.registry import tools
+from tests.support.house import CallWanted, Somebody, held_call
+
+CANARY = "canary-4f1c9d"
+SERVER = {"label": "wiki", "url": "https://mcp.example/mcp"}
+
+
+async def _post(client, who: Somebody, path: str, body: dict):
+    return await client.post(f"/api/v1{path}", headers=who.bearer, json=body)
+
+
+# --- servers --------------------------------------------------------------------------------
+
+
+async def test_a_server_is_registered_changed_and_removed(client, adm, services) -> None:
+    made = await _post(client, adm, "/servers", {**SERVER, "description": "The wiki"})
+    assert made.status_code == 201
+    assert made.json()["label"] == "wiki"
+    assert "wiki" in services.directory.view.servers_by_label
+    again = await _post(client, adm, "/servers", SERVER)
+    assert (again.status_code, again.json()["code"]) == (409, "server_exists")
+    body = {"url": "https://mcp.example/other", "inject": "authorization"}
+    changed = await client.put("/api/v1/servers/wiki", headers=adm.bearer, json=body)
+    assert changed.json()["url"] == "https://mcp.example/other"
+    assert services.directory.view.servers_by_label["wiki"].inject == "authorization"
+    listed = (await client.get("/api/v1/servers", headers=adm.bearer)).json()
+    assert [item["label"] for item in listed["items"]] == ["wiki"]
+    gone = await client.delete("/api/v1/servers/wiki", headers=adm.bearer)
+    assert gone.status_code == 204
+    assert "wiki" not in services.directory.view.servers_by_label
+    assert (await client.get("/api/v1/servers/wiki", headers=adm.bearer)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"url": "http://mcp.example/mcp"}, "url"),
+        ({"url": "https://127.0.0.1/mcp"}, "url"),
+        ({"url": "https://169.254.169.254/mcp", "allow_private_network": True}, "url"),
+        ({"url": "file:///etc/passwd"}, "url"),
+        ({"url": "stdio:rm"}, "url"),
+        ({"label": "two words"}, "label"),
+        ({"credential": {"header": "Host", "from": "env:X"}}, "header"),
+        ({"credential": {"from": "plain-secret"}}, "from"),
+    ],
+)
+async def test_what_is_not_a_server_is_refused(client, adm, change, param) -> None:
+    answer = await _post(client, adm, "/servers", {**SERVER, **change})
+    assert answer.status_code == 400
+    assert answer.json()["param"].endswith(param)
+
+
+async def test_unknown_members_are_refused(client, adm: Somebody) -> None:
+    for path, body in (
+        ("/servers", {**SERVER, "colour": "red"}),
+        ("/servers", {**SERVER, "id": "srv_x"}),
+        ("/servers", {**SERVER, "credential": {"from": "env:X", "value": CANARY}}),
+        ("/apps", {"name": "bot", "id": "app_x"}),
+        ("/apps", {"name": "bot", "disabled_at": None}),
+        ("/users", {"email": "x@example.org", "roles": [], "id": "usr_x"}),
+        ("/users", {"email": "x@example.org", "roles": ["owner"]}),
+        ("/policies", {"rules": [], "active": True}),
+        ("/tokens", {"user_id": "usr_x"}),
+    ):
+        answer = await _post(client, adm, path, body)
+        assert answer.status_code == 422, path
+        assert CANARY not in answer.text
+
+
+async def test_a_credential_is_written_and_never_read(client, adm: Somebody, services) -> None:
+    await _post(client, adm, "/servers", SERVER)
+    body = {"value": CANARY, "header": "Authorization", "scheme": "Bearer"}
+    path = "/api/v1/servers/wiki/credential"
+    stored = await client.put(path, headers=adm.bearer, json=body)
+    assert stored.status_code == 200
+    assert stored.json()["reference"].startswith("sealed:")
+    assert (await client.get(path, headers=adm.bearer)).status_code == 405
+    seen = [stored]
+    for path in ("/servers", "/servers/wiki", "/audit/records", "/servers/wiki/tools"):
+        seen.append(await client.get(f"/api/v1{path}", headers=adm.bearer))
+    assert all(answer.status_code == 200 for answer in seen)
+    assert not any(CANARY in answer.text for answer in seen)
+    binding = services.directory.view.servers_by_label["wiki"].credential
+    assert (await services.vault.open(binding.ref)).reveal() == CANARY
+
+
+@pytest.mark.parametrize("value", ["", 5, None, ["x"], f"{CANARY}\r\nX-Evil: 1"])
+async def test_a_wrong_credential_is_not_repeated(client, adm: Somebody, value) -> None:
+    await _post(client, adm, "/servers", SERVER)
+    answer = await client.put(
+        "/api/v1/servers/wiki/credential", headers=adm.bearer, json={"value": value}
+    )
+    assert answer.status_code in {400, 422}
+    assert CANARY not in answer.text
+
+
+async def test_changed_tools_are_accepted_by_digest(client, adm, services, clock) -> None:
+    made = (await _post(client, adm, "/servers", SERVER)).json()
+    first = {"name": "ask", "description": "Ask.", "inputSchema": {"type": "object"}}
+    for definition in (first, {**first, "description": "Ask, and delete."}):
+        await tools.observe(services.ledger, made["id"], [definition], now=clock())
+    listed = (await client.get("/api/v1/servers/wiki/tools", headers=adm.bearer)).json()
+    [tool] = listed["items"]
+    assert tool["changed"] is True
+    accept = "/servers/wiki/tools/ask/accept"
+    stale = await _post(client, adm, accept, {"digest": tool["pinned_digest"]})
+    assert stale.status_code == 409
+    taken = await _post(client, adm, accept, {"digest": tool["listed_digest"]})
+    assert taken.status_code == 204
+    listed = (await client.get("/api/v1/servers/wiki/tools", headers=adm.bearer)).json()
+    assert [item["changed"] for item in listed["items"]] == [False]
+
+
+# --- apps -----------------------------------------------------------------------------------
+
+
+async def test_an_app_and_its_keys(client, adm: Somebody, services) -> None:
+    made = await _post(client, adm, "/apps", {"name": "bot", "owner": "team@example.org"})
+    assert made.status_code == 201
+    key = made.json()["key"]
+    assert key.startswith("gp_app_")
+    assert services.directory.authenticate(key).name == "bot"
+    second = (await _post(client, adm, "/apps/bot/keys", {})).json()
+    assert services.directory.authenticate(second["key"]).name == "bot"
+    shown = await client.get("/api/v1/apps/bot", headers=adm.bearer)
+    assert len(shown.json()["keys"]) == 2
+    assert key not in shown.text
+    assert second["key"] not in shown.text
+    revoked = await client.delete(f"/api/v1/apps/bot/keys/{second['id']}", headers=adm.bearer)
+    assert revoked.status_code == 204
+    assert services.directory.authenticate(second["key"]) is None
+    assert services.directory.authenticate(key) is not None
+    for path, counts in (("disable", False), ("enable", True)):
+        assert (await _post(client, adm, f"/apps/bot/{path}", {})).status_code == 204
+        assert (services.directory.authenticate(key) is not None) is counts
+    assert (await _post(client, adm, "/apps", {"name": "bot"})).status_code == 409
+
+
+async def test_a_real_app_key_opens_nothing_here(client, adm: Somebody) -> None:
+    key = (await _post(client, adm, "/apps", {"name": "bot"})).json()["key"]
+    for headers in ({"authorization": f"Bearer {key}"}, {"api-key": key}):
+        answer = await client.get("/api/v1/approval-requests", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, "app_key")
+
+
+async def test_an_app_is_changed(client, adm: Somebody) -> None:
+    await _post(client, adm, "/apps", {"name": "bot"})
+    body = {"wait": "return", "servers": []}
+    changed = await client.put("/api/v1/apps/bot", headers=adm.bearer, json=body)
+    assert (changed.json()["wait"], changed.json()["servers"]) == ("return", [])
+    body = {"servers": ["nowhere"]}
+    refused = await client.put("/api/v1/apps/bot", headers=adm.bearer, json=body)
+    assert (refused.status_code, refused.json()["code"]) == (400, "server_unknown")
+    listed = (await client.get("/api/v1/apps", headers=adm.bearer)).json()
+    assert [item["name"] for item in listed["items"]] == ["bot"]
+
+
+# --- policies and groups --------------------------------------------------------------------
+
+DENY = {"name": "no", "match": {"tool": "delete_*"}, "effect": "deny"}
+ALLOW = {"name": "reads", "match": {"tool": "get_*"}, "effect": "allow"}
+
+
+async def test_policies_are_versions(client, adm: Somebody, services) -> None:
+    none = await client.get("/api/v1/policies/active", headers=adm.bearer)
+    assert none.status_code == 404
+    first = (await _post(client, adm, "/policies", {"rules": [DENY]})).json()
+    second = (await _post(client, adm, "/policies", {"rules": [DENY, ALLOW]})).json()
+    assert (first["number"], second["number"]) == (1, 2)
+    assert services.directory.view.policy_digest == second["digest"]
+    back = await _post(client, adm, "/policies/1/activate", {})
+    assert (back.json()["number"], back.json()["active"]) == (1, True)
+    assert services.directory.view.policy_digest == first["digest"]
+    listed = (await client.get("/api/v1/policies", headers=adm.bearer)).json()
+    assert [(item["number"], item["active"]) for item in listed["items"]] == [(2, False), (1, True)]
+    assert (await client.get("/api/v1/policies/2", headers=adm.bearer)).json()["number"] == 2
+    assert (await client.get("/api/v1/policies/9", headers=adm.bearer)).status_code == 404
+
+
+async def test_a_wrong_rule_is_named(client, adm: Somebody) -> None:
+    answer = await _post(client, adm, "/policies", {"rules": [{**DENY, "colour": "red"}]})
+    assert answer.status_code == 400
+    assert "colour" in answer.json()["detail"]
+
+
+async def test_rules_are_tried_on_past_calls(client, adm: Somebody, approvals, clock) -> None:
+    for tool in ("get_page", "delete_page", "ask"):
+        await held_call(approvals, clock, CallWanted(tool=tool))
+        clock.advance(1)
+    answer = await _post(client, adm, "/policies/simulate", {"rules": [DENY, ALLOW]})
+    outcome = answer.json()
+    assert outcome["calls"] == 3
+    assert outcome["would_be"] == {"hold": 1, "deny": 1, "allow": 1}
+    assert [(c["tool"], c["was"], c["would_be"], c["rule"]) for c in outcome["changed"]] == [
+        ("delete_page", "hold", "deny", "no"),
+        ("get_page", "hold", "allow", "reads"),
+    ]
+    none = await client.get("/api/v1/policies/active", headers=adm.bearer)
+    assert none.status_code == 404  # trying is not saving
+
+
+async def test_reviewer_groups(client, adm: Somebody, ann: Somebody) -> None:
+    path = "/api/v1/reviewer-groups/treasury"
+    body = {"members": ["Ann@example.org"]}
+    made = await client.put(path, headers=adm.bearer, json=body)
+    assert made.json() == {"name": "treasury", "members": ["ann@example.org"]}
+    me = (await client.get("/api/v1/me", headers=ann.bearer)).json()
+    assert me["groups"] == ["treasury"]
+    rule = {"name": "two", "match": {}, "effect": "hold", "groups": ["treasury"]}
+    assert (await _post(client, adm, "/policies", {"rules": [rule]})).status_code == 201
+    assert (await client.delete(path, headers=adm.bearer)).status_code == 409
+    await _post(client, adm, "/policies", {"rules": []})
+    assert (await client.delete(path, headers=adm.bearer)).status_code == 204
+    listed = (await client.get("/api/v1/reviewer-groups", headers=adm.bearer)).json()
+    assert listed == {"items": []}
+
+
+async def test_probing_says_when_it_cannot(client, adm: Somebody) -> None:
+    answer = await _post(client, adm, "/servers/wiki/probe", {})
+    assert answer.status_code in {404, 501}
+    assert answer.headers["content-type"] == "application/problem+json"
