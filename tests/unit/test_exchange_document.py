@@ -7,7 +7,7 @@ import math
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Refused
@@ -34,6 +34,7 @@ def refused(raw: bytes) -> str:
     return caught.value.code
 
 
+@settings(deadline=None)
 @given(DOCUMENTS, st.booleans(), st.sampled_from([None, 1]))
 def test_any_document_survives(document: dict, ascii_only: bool, indent: int | None) -> None:
     raw = json.dumps(document, ensure_ascii=ascii_only, indent=indent).encode()
@@ -134,6 +135,7 @@ def test_what_cannot_be_written_faithfully_is_refused(value: object) -> None:
     assert caught.value.code == "json_not_representable"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_as_others_read_them_or_refused(raw: bytes) -> None:
     try:
@@ -143,6 +145,7 @@ def test_any_bytes_are_read_as_others_read_them_or_refused(raw: bytes) -> None:
     assert document == orjson.loads(raw)
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_keeps_its_value(number: float) -> None:
     read = parse(f'{{"a":{number!r}}}'.encode())["a"]

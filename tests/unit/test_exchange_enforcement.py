@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Refused
@@ -241,6 +241,7 @@ def test_input_that_answers_will_be_put_before_is_a_list(value: Any, sent: list[
     assert enforced({"input": value}, CARRIED).body["input"] == sent
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(

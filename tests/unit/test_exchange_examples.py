@@ -305,6 +305,32 @@ def test_a_failed_listing_pins_nothing() -> None:
     assert check_stream(book.emitted)["output"][0]["error"] == "401"
 
 
+def test_a_listing_with_something_else_in_it_pins_the_tools_alone() -> None:
+    book = Playbook(a_plan())
+    book.start()
+    odd = listing(tools=["?", *listing()["tools"], None])
+    assert book.hear(Round("resp_1", [odd]))[0] == LISTED
+
+
+def test_no_member_is_added_to_a_call() -> None:
+    bare = call()
+    del bare["approval_request_id"]
+    book = Playbook(a_plan())
+    book.start()
+    book.hear(Round("resp_1", [bare]))
+    assert check_stream(book.emitted)["output"] == [bare]
+
+
+def test_a_response_without_an_id_leaves_nothing_to_go_on_from() -> None:
+    book = Playbook(a_plan())
+    book.start()
+    book.play(
+        FrameSeen("response.created", {"response": {"status": "in_progress"}}),
+        Emit("response.created", {"response": {"status": "in_progress", "id": None}}),
+    )
+    assert (book.exchange.id, book.exchange.upstream_ids) == (None, [])
+
+
 def test_unknown_items_and_members_go_on_unchanged() -> None:
     strange = {"id": "x_1", "type": "telepathy_call", "thought": {"deep": [1, None]}}
     book = perform(a_plan(), [ASKS, Round("resp_2", [call(), strange])], approve_all)
@@ -494,7 +520,7 @@ def test_a_server_named_by_label_alone_shows_no_address_of_ours() -> None:
 
 
 def test_echoed_tools_that_are_no_servers_or_no_list_stay() -> None:
-    tools = [{"type": "function", "name": "f"}, {"type": "mcp", "server_label": "stranger"}]
+    tools = [{"type": "function", "name": "f"}, {"type": "mcp", "server_label": "stranger"}, "?"]
     for echoed in (tools, None):
         book = Playbook(a_plan())
         book.start()
@@ -525,6 +551,18 @@ def test_while_it_waits_the_object_is_in_progress() -> None:
     assert (interim["usage"], interim["completed_at"], interim["output_text"]) == (None, None, "")
     assert "incomplete_details" in interim
     assert "s3cret" not in repr(interim)
+
+
+def test_a_plain_round_that_waits_does_not_look_finished() -> None:
+    book = Playbook(a_plan())
+    book.start()
+    book.hear(ASKS, plain=True)
+    streamed = held().exchange.interim()
+    assert book.exchange.interim() == {
+        **streamed,
+        "content_filters": [{"blocked": False, "round": "resp_1"}],
+    }
+    assert streamed["usage"] is streamed["completed_at"] is None
 
 
 def test_a_plain_round_that_waits_shows_nothing_but_the_missing() -> None:

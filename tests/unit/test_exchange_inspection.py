@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatepassError, Refused
@@ -252,6 +252,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["input", "tools", "prompt", "agent", "x"]), JSON))
 def test_any_body_is_understood_or_refused(body: Json) -> None:
     try:

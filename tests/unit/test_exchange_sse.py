@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.exchange import sse
@@ -39,6 +39,7 @@ def test_an_event_without_its_end_is_not_given() -> None:
     assert read(b"data: 1\n\ndata: 2\n") == [Frame(None, b"1")]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3), st.integers(0, 3))
 def test_a_byte_order_mark_may_come_in_pieces(first: int, second: int) -> None:
     raw = MARK + b"data: 1\n\n" + MARK + b"data: 2\n\ndata: 3\n\n"
@@ -52,6 +53,7 @@ LINES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(LINES, st.sampled_from(["\n", "\r\n", "\r"])), max_size=25),
     st.lists(st.integers(0, 200), max_size=30),
@@ -66,6 +68,7 @@ def test_b_17_any_chunking_gives_the_same_frames(
     assert read(*chunks) == read(raw) == read(*(bytes([byte]) for byte in raw))
 
 
+@settings(deadline=None)
 @given(st.text("ab.", min_size=1), st.binary().filter(lambda b: not {10, 13} & set(b)))
 def test_what_is_written_is_read_again(event: str, data: bytes) -> None:
     assert read(render(event, data)) == [Frame(event, data)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.exchange.messages import Broken, Emit, FrameSeen, Hold, Plan
@@ -41,6 +41,14 @@ def test_every_frame_of_a_stream_is_passed_on_equal(by: int) -> None:
     assert book.finished.response == PLAIN.response("completed", PLAIN.items)
 
 
+def test_azure_may_echo_something_else_in_the_end() -> None:
+    *frames, completed = PLAIN.frames()
+    response = {**completed.data["response"], "metadata": {"a": "b"}, "tool_choice": "none"}
+    book = begun()
+    book.hear_frames([*frames, FrameSeen(completed.type, {**completed.data, "response": response})])
+    assert book.finished.response == response
+
+
 def test_a_plain_response_is_passed_on_equal() -> None:
     book = begun()
     book.hear_frames([PLAIN.plain()])
@@ -63,6 +71,7 @@ def test_a_frame_without_a_name_is_parsed() -> None:
     assert not begun().exchange.passes(None)
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.text(), st.lists, max_leaves=5))
 def test_members_nobody_knows_survive(value: object) -> None:
     book = begun()
