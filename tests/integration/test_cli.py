@@ -1,0 +1,449 @@
+"""The command line on temporary data directories: what it prints, changes and returns."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gateway.audit.checkpoint import Proof
+from gateway.cli import app
+from gateway.cli.runtime import opened
+from gateway.config import Settings
+from gateway.telemetry import utc_now
+from tests.support.house import CallWanted, held_call
+
+CANARY = "canary-8d1e"
+
+
+class Host:
+    """A host with the command installed and a data directory of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.env = {"GATEPASS_DATA_DIR": str(self.data)}
+
+    def run(self, *words: str, stdin: str | None = None, **env: str) -> Result:
+        result = CliRunner().invoke(app, list(words), input=stdin, env={**self.env, **env})
+        assert "Traceback" not in result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result
+
+    def ok(self, *words: str, stdin: str | None = None, **env: str) -> str:
+        result = self.run(*words, stdin=stdin, **env)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def json(self, *words: str, stdin: str | None = None, **env: str):
+        return json.loads(self.ok(*words, "--json", stdin=stdin, **env))
+
+    def held(self, wanted: CallWanted | None = None) -> str:
+        async def hold() -> str:
+            async with opened(Settings(data_dir=self.data)) as house:
+                return await held_call(house.approvals, utc_now, wanted or CallWanted())
+
+        return asyncio.run(hold())
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("NO_COLOR", "1")
+    for variable in ("GATEPASS_UPSTREAM_URL", "GATEPASS_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+    host = Host(tmp_path)
+    host.ok("migrate")
+    return host
+
+
+# --- the process and its settings -----------------------------------------------------------
+
+
+def test_files_are_for_their_owner_alone(host: Host) -> None:
+    host.ok("apps", "list")
+    assert host.data.stat().st_mode & 0o777 == 0o700
+    for name in ("gatepass.sqlite3", "master.key", "signing.key"):
+        assert (host.data / name).stat().st_mode & 0o777 == 0o600, name
+
+
+def test_migrating_again_changes_nothing(host: Host) -> None:
+    assert host.json("migrate") == host.json("migrate")
+
+
+def test_without_a_database_commands_say_what_to_do(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    result = host.run("apps", "list")
+    assert result.exit_code == 1
+    assert "gatepass migrate" in result.stderr
+    assert not host.data.exists()
+
+
+def test_an_unknown_setting_stops_everything_by_name(host: Host) -> None:
+    for words in (["serve"], ["apps", "list"], ["migrate"], ["doctor"], ["init"]):
+        result = host.run(*words, GATEPASS_COLOUR="red")
+        assert result.exit_code == 1
+        assert "GATEPASS_COLOUR" in result.stderr
+        assert result.stdout == ""
+
+
+def test_a_newer_database_is_left_alone(host: Host) -> None:
+    import sqlite3
+
+    with sqlite3.connect(host.data / "gatepass.sqlite3") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    result = host.run("migrate")
+    assert result.exit_code == 1
+    assert "newer version" in result.stderr
+
+
+def test_wrong_usage_is_2(host: Host) -> None:
+    for words in (
+        ["colour"],
+        ["apps", "create"],
+        ["apps", "create", "x", "--colour"],
+        ["requests", "list", "--state", "open"],
+        ["requests", "approve", "apr_x"],
+        ["requests", "deny", "apr_x", "--as", "a@b.c"],
+        ["users", "create", "a@b.c"],
+        ["users", "link", "a@b.c", "--minutes", "0"],
+    ):
+        assert host.run(*words).exit_code == 2, words
+
+
+def test_help_is_there_for_every_command(host: Host) -> None:
+    for words in ([], ["apps"], ["audit", "verify"], ["requests", "approve"]):
+        assert "Usage:" in host.ok(*words, "--help")
+    assert host.ok("--version").startswith("gatepass ")
+
+
+# --- people and apps ------------------------------------------------------------------------
+
+
+def test_users_with_ways_in(host: Host) -> None:
+    result = host.run(
+        "users", "create", "rev@example.org", "--role", "reviewer", "--token", "--link"
+    )
+    assert result.exit_code == 0
+    assert re.search(r"gp_pat_[A-Za-z0-9]{8}_[A-Za-z0-9_-]{43}", result.stdout)
+    assert re.search(r"http://127\.0\.0\.1:8080/\S+", result.stdout)
+    [user] = host.json("users", "list")
+    assert (user["email"], user["roles"]) == ("rev@example.org", ["reviewer"])
+    assert "rev@example.org" in host.ok("users", "list")
+    again = host.run("users", "create", "REV@example.org", "--role", "viewer")
+    assert again.exit_code == 1
+    assert "already" in again.stderr
+    assert host.run("users", "create", "x@example.org", "--role", "boss").exit_code == 1
+
+
+def test_users_are_changed_and_shut_out(host: Host) -> None:
+    host.ok("users", "create", "a@example.org", "--role", "admin")
+    assert host.run("users", "disable", "a@example.org").exit_code == 1
+    host.ok("users", "create", "b@example.org", "--role", "admin")
+    host.ok("users", "roles", "a@example.org", "--role", "viewer", "--role", "auditor")
+    assert host.json("users", "disable", "a@example.org")["disabled_at"] is not None
+    assert host.run("users", "token", "a@example.org").exit_code == 1
+    host.ok("users", "enable", "a@example.org")
+    assert host.json("users", "token", "a@example.org")["token"].startswith("gp_pat_")
+    assert "/sign-in" in host.json("users", "link", "a@example.org")["link"]
+    assert host.run("users", "link", "nobody@example.org").exit_code == 1
+
+
+def test_init_makes_the_first_admin_on_a_bare_host(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    first = host.json("init", "boss@example.org")
+    assert first["user"]["roles"] == ["reviewer", "admin"]
+    assert "/sign-in" in first["link"]
+    again = host.json("init", "boss@example.org")
+    assert again["link"] != first["link"]
+    other = host.run("init", "other@example.org")
+    assert other.exit_code == 1
+    assert "There is an admin already" in other.stderr
+
+
+def test_apps_and_keys(host: Host) -> None:
+    printed = host.ok("apps", "create", "check")
+    key = re.search(r"gp_app_[A-Za-z0-9_.\-]+", printed)
+    assert key
+    second = host.json("apps", "key", "check")
+    [entry] = host.json("apps", "list")
+    assert len(entry["keys"]) == 2
+    assert key.group() not in json.dumps(entry)
+    host.ok("apps", "revoke", "check", second["key_id"])
+    assert "disabled" in host.ok("apps", "disable", "check")
+    assert "enabled" in host.ok("apps", "enable", "check")
+    assert host.run("apps", "create", "check").exit_code == 1
+    assert host.run("apps", "create", "two words").exit_code == 1
+    assert host.run("apps", "key", "nobody").exit_code == 1
+
+
+# --- servers and configuration --------------------------------------------------------------
+
+YAML = """servers:
+  - label: wiki
+    url: https://mcp.example/mcp
+    credential: {header: Authorization, scheme: Bearer, from: "env:WIKI_TOKEN"}
+policies:
+  - name: no-deleting
+    match: {server: wiki, tool: "delete_*"}
+    effect: deny
+"""
+
+
+def test_apply_is_idempotent_and_shows_the_difference(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "check.yaml"
+    file.write_text(YAML)
+    dry = host.json("apply", str(file), "--dry-run")
+    assert (dry["changes"], dry["applied"]) == (True, False)
+    assert host.json("servers", "list") == []
+    assert "Applied" in host.ok("apply", str(file))
+    assert "as declared" in host.ok("apply", str(file))
+    file.write_text(YAML.replace("mcp.example/mcp", "mcp.example/v2"))
+    assert "mcp.example/v2" in host.ok("apply", str(file), "--dry-run")
+
+
+def test_a_wrong_file_is_named_with_its_line(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("servers:\n  - label: x\n    url: https://x.example/mcp\n    colour: red\n")
+    for words in (["apply", str(file)], ["policy", "check", str(file)]):
+        result = host.run(*words)
+        assert result.exit_code == 1
+        assert re.search(r"bad\.yaml:4: .*colour", result.stderr)
+    assert host.run("apply", str(tmp_path / "none.yaml")).exit_code == 1
+
+
+def test_policy_check_needs_no_database(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    file = tmp_path / "check.yaml"
+    file.write_text(YAML)
+    assert host.json("policy", "check", str(file))["rules"] == ["no-deleting"]
+    assert not host.data.exists()
+
+
+def test_policy_simulate_tries_rules_on_past_calls(host: Host, tmp_path: Path) -> None:
+    host.held(CallWanted(tool="delete_page"))
+    file = tmp_path / "check.yaml"
+    file.write_text(YAML)
+    outcome = host.json("policy", "simulate", str(file))
+    assert outcome["calls"] == 1
+    assert [call["would_be"] for call in outcome["changed"]] == ["deny"]
+    assert "delete_page on wiki" in host.ok("policy", "simulate", str(file))
+    file.write_text("servers: []\n")
+    assert host.run("policy", "simulate", str(file)).exit_code == 1
+
+
+def test_a_credential_comes_from_stdin_or_a_file_and_stays_secret(host, tmp_path) -> None:
+    host.ok("servers", "add", "wiki", "https://mcp.example/mcp")
+    printed = host.ok("credentials", "set", "wiki", stdin=CANARY + "\n")
+    secret = tmp_path / "secret"
+    secret.write_text(CANARY)
+    printed += host.ok("credentials", "set", "wiki", "--from-file", str(secret))
+    printed += host.ok("servers", "list") + host.ok("servers", "list", "--json")
+    printed += host.ok("audit", "export", "--out", str(tmp_path / "evidence"), "--payloads")
+    assert CANARY not in printed
+    for path in [*host.data.rglob("*"), *(tmp_path / "evidence").rglob("*")]:
+        assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
+    assert host.run("credentials", "set", "wiki", stdin="").exit_code == 1
+    assert host.run("credentials", "set", "none", stdin="x").exit_code == 1
+    assert host.run("credentials", "set", "wiki", "value").exit_code == 2
+
+
+def test_servers_are_added_and_removed(host: Host) -> None:
+    assert host.run("servers", "add", "wiki", "http://127.0.0.1:9/mcp").exit_code == 1
+    host.ok("servers", "add", "wiki", "http://127.0.0.1:9/mcp", "--allow-private-network")
+    assert "wiki" in host.ok("servers", "list")
+    assert host.run("servers", "add", "wiki", "https://x.example/mcp").exit_code == 1
+    host.ok("servers", "remove", "wiki")
+    assert host.json("servers", "list") == []
+
+
+# --- requests -------------------------------------------------------------------------------
+
+
+def test_requests_are_listed_and_shown_with_everything(host: Host) -> None:
+    assert host.json("requests", "list") == []
+    held = host.held()
+    assert [item["id"] for item in host.json("requests", "list")] == [held]
+    assert held in host.ok("requests", "list")
+    shown = host.json("requests", "show", held)
+    printed = host.ok("requests", "show", held)
+    for fact in (shown["digest"], shown["arguments"], "https://mcp.example/mcp", "check"):
+        assert fact in printed
+    assert host.run("requests", "show", "apr_none").exit_code == 1
+    assert held in host.ok("requests", "watch", "--once")
+    assert json.loads(host.ok("requests", "watch", "--once", "--json"))["id"] == held
+    assert host.json("requests", "list", "--state", "all", "--tool", "other") == []
+
+
+def test_hostile_text_cannot_move_the_cursor(host: Host) -> None:
+    hostile = '{"q": "\x1b[2J\x1b]8;;http://evil\x07ok\r\u202eevil\x00"}'
+    held = host.held(CallWanted(arguments=hostile, tool="ask\x1b[31m"))
+    for words in (["show", held], ["list"], ["watch", "--once"]):
+        printed = host.ok("requests", *words)
+        assert not set(printed) & {"\x1b", "\x07", "\r", "\x00", "\u202e"}
+    assert "U+202E" in host.ok("requests", "show", held)
+    assert host.json("requests", "show", held)["arguments"] == hostile
+
+
+def test_approving_asks_for_the_tools_name(host: Host) -> None:
+    host.ok("users", "create", "ann@example.org", "--role", "reviewer")
+    held = host.held()
+    approve = ["requests", "approve", held, "--as", "ann@example.org"]
+    for typed in ("", "yes\n", "Ask\n"):
+        result = host.run(*approve, stdin=typed)
+        assert result.exit_code == 1
+    assert host.json("requests", "show", held)["state"] == "pending"
+    result = host.run(*approve, stdin="ask\n")
+    assert result.exit_code == 0, result.output
+    digest = host.json("requests", "show", held)["digest"]
+    assert digest in result.stdout
+    decided = host.json("requests", "show", held)
+    assert decided["state"] == "approved"
+    assert [(r["reviewer"], r["channel"]) for r in decided["reviews"]] == [
+        ("ann@example.org", "cli")
+    ]
+
+
+def test_a_digest_stands_for_having_read(host: Host) -> None:
+    host.ok("users", "create", "ann@example.org", "--role", "reviewer")
+    held = host.held()
+    words = ["--as", "ann@example.org", "--reason", "not today"]
+    stale = host.run("requests", "deny", held, *words, "--digest", "sha256:" + "0" * 64)
+    assert stale.exit_code == 1
+    digest = host.json("requests", "show", held)["digest"]
+    denied = host.json("requests", "deny", held, *words, "--digest", digest)
+    assert (denied["state"], denied["decision"]["reason"]) == ("denied", "not today")
+    late = host.run("requests", "approve", held, "--as", "ann@example.org", "--digest", digest)
+    assert late.exit_code == 1
+    assert "ann@example.org" in late.stderr
+
+
+def test_a_review_is_a_reviewers(host: Host) -> None:
+    host.ok("users", "create", "adm@example.org", "--role", "admin")
+    host.ok("users", "create", "ann@example.org", "--role", "reviewer")
+    host.ok("users", "disable", "ann@example.org")
+    held = host.held()
+    digest = host.json("requests", "show", held)["digest"]
+    for email in ("adm@example.org", "ann@example.org", "nobody@example.org"):
+        result = host.run("requests", "approve", held, "--as", email, "--digest", digest)
+        assert result.exit_code == 1, email
+    assert host.json("requests", "show", held)["state"] == "pending"
+
+
+# --- the ledger -----------------------------------------------------------------------------
+
+
+def test_what_commands_write_is_sealed_when_they_end(host: Host) -> None:
+    host.ok("apps", "create", "check")
+    report = host.json("audit", "verify")
+    assert report["valid"] is True
+    head = host.json("audit", "checkpoint")
+    assert head["size"] == report["size"]
+    assert host.ok("audit", "checkpoint") == head["note"]
+    assert host.json("audit", "checkpoint", "--size", str(head["size"]))["note"] == head["note"]
+    assert host.run("audit", "checkpoint", "--size", "99999").exit_code == 1
+
+
+def test_an_operator_is_named_by_number(host: Host, tmp_path: Path) -> None:
+    host.ok("users", "create", "ann@example.org", "--role", "reviewer")
+    host.ok("audit", "export", "--out", str(tmp_path / "e"))
+    written = b"".join(p.read_bytes() for p in (tmp_path / "e").rglob("*") if p.is_file())
+    assert b'"kind":"operator","ref":"uid:' in written
+    assert b"ann@example.org" not in written
+
+
+def test_prove_gives_a_receipt_that_verifies(host: Host, tmp_path: Path) -> None:
+    held = host.held()
+    text = host.ok("audit", "prove", held)
+    proof = Proof.parse(text)
+    assert proof.index == host.json("audit", "prove", held)["index"]
+    receipt = tmp_path / "r.tlog-proof"
+    receipt.write_text(text)
+    host.ok("audit", "export", "--out", str(tmp_path / "e"))
+    host.ok("audit", "verify", str(tmp_path / "e"), "--receipt", str(receipt))
+    for name in ("999999", "apr_none", "nonsense"):
+        assert host.run("audit", "prove", name).exit_code == 1
+
+
+def test_verify_knows_pins_keys_and_damage(host: Host, tmp_path: Path) -> None:
+    host.ok("apps", "create", "one")
+    pin = tmp_path / "pin"
+    pin.write_text(host.ok("audit", "checkpoint"))
+    host.ok("apps", "create", "two")
+    host.ok("audit", "verify", "--pin", str(pin))
+    bundle = tmp_path / "e"
+    made = host.json("audit", "export", "--out", str(bundle))
+    assert made["path"] == str(bundle)
+    bare = Host(tmp_path / "elsewhere")
+    [key] = bundle.glob("keys/*.vkey")
+    bare.ok("audit", "verify", str(bundle), "--pin", str(pin), "--key", str(key))
+    bare.ok("audit", "verify", str(bundle), "--key", key.read_text().strip())
+    assert not bare.data.exists()
+    other = "other+00000000+AZgAlbw5yphacEOyP45kXVImLQjEmtlqvemoGvOK8cF7"
+    assert bare.run("audit", "verify", str(bundle), "--key", other).exit_code == 2
+    assert host.run("audit", "export", "--out", str(bundle)).exit_code == 1
+    [entries] = [p for p in (bundle / "tile/entries").rglob("*") if p.is_file()]
+    damaged = bytearray(entries.read_bytes())
+    damaged[40] ^= 1
+    entries.write_bytes(damaged)
+    result = bare.run("audit", "verify", str(bundle), "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == found["exit_code"]
+    assert 11 <= result.exit_code <= 18
+    assert found["valid"] is False
+    assert "NOT SOUND" in bare.run("audit", "verify", str(bundle)).stdout
+    assert bare.run("audit", "verify", str(tmp_path / "none")).exit_code == 1
+
+
+def test_an_altered_row_is_found(host: Host) -> None:
+    import sqlite3
+
+    host.ok("apps", "create", "one")
+    with sqlite3.connect(host.data / "gatepass.sqlite3") as connection:
+        connection.execute(
+            "UPDATE audit_records SET "
+            "body = CAST(replace(CAST(body AS TEXT), '\"one\"', '\"two\"') AS BLOB)"
+        )
+    connection.close()
+    assert 11 <= host.run("audit", "verify").exit_code <= 18
+
+
+# --- doctor ---------------------------------------------------------------------------------
+
+
+def test_doctor_names_what_is_wrong(host: Host) -> None:
+    result = host.run("doctor", "--json")
+    assert result.exit_code == 1
+    states = {finding["part"]: finding["state"] for finding in json.loads(result.stdout)}
+    assert {part for part, state in states.items() if state == "failed"} == {"upstream"}
+    assert states["people"] == "warning"
+
+
+def test_doctor_asks_the_upstream_and_opens_credentials(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "check.yaml"
+    file.write_text(
+        YAML.replace("https://mcp.example", "http://127.0.0.1:9").replace(
+            "    credential", "    allow_private_network: true\n    credential"
+        )
+    )
+    host.ok("apply", str(file))
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    env = {
+        "GATEPASS_UPSTREAM_URL": f"http://127.0.0.1:{port}/openai/v1/",
+        "GATEPASS_UPSTREAM_API_KEY": CANARY,
+    }
+    result = host.run("doctor", **env)
+    assert result.exit_code == 1
+    assert "cannot be reached" in result.stdout
+    assert CANARY not in result.output
+    states = json.loads(host.run("doctor", "--json", **env).stdout)
+    wiki = [(f["part"], f["state"]) for f in states if f["part"].startswith("server")]
+    assert wiki == [("server wiki: credential", "failed"), ("server wiki", "warning")]
+    states = json.loads(host.run("doctor", "--json", WIKI_TOKEN="x", **env).stdout)
+    assert ("server wiki: credential", "ok") in [(f["part"], f["state"]) for f in states]
