@@ -148,12 +148,8 @@ class _Folder:
             entries, exact = tree.unpack(bundle, width)
             suspects += _scan_tile(scan, below, tile, entries)
             if not exact or len(tile) != width * HASH_SIZE:
-                at = number * TILE_WIDTH
-                sentence = f"{tree.entries_path(number, width)} or its tile has another length"
-                self.findings.add(
-                    Layer.TREE, "wrong length", sentence, suspects[0][0] if suspects else at
-                )
-            if not exact or len(entries) < width:
+                self._wrong_length(number, width, entries, suspects)
+            if len(entries) < width:
                 break
         self._blame(head, scan, below, suspects)
         return scan.frontier.size == head.size

@@ -80,6 +80,7 @@ class Ledger:
         self._wake = asyncio.Event()
         self._recent: dict[str, Receipt] = {}
         self._settling = asyncio.Lock()
+        self.ready = asyncio.Event()
         self._running = False
         self._fatal: BaseException | None = None
         self._beaten: datetime | None = None
@@ -145,6 +146,7 @@ class Ledger:
         try:
             async with self._settling:
                 await self._take_place()
+            self.ready.set()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._writer.run())
                 group.create_task(self._sequence())

@@ -331,6 +331,7 @@ class Folder:
         self.sent: dict[tuple[str, str], str] = {}
         self.ids: set[str] = set()
         self.epoch = 0
+        self.foreign = False  # whether the head does not authenticate the tiles
 
     def walk(self, folder: Path) -> Iterator[str]:
         """Every regular file; links and special files are refused."""
@@ -414,6 +415,7 @@ class Folder:
         roots, leaves = self.check_tree(head, wanted, {row[1] for row in proofs})
         if roots is None:
             return
+        self.narrow(head, roots, older)
         for name, found in older + [(row[0], row[3]) for row in proofs]:
             self.check_history(head, roots, name, found)
         for name, index, path, found in proofs:
@@ -478,7 +480,9 @@ class Folder:
             if tree.size != min(head.size, (number + 1) * WIDTH):
                 break
         self.blame(head, tree, kept, suspects)
+        self.foreign = not suspects and kept.root() != head.root
         if tree.size != head.size:
+            self.narrow(head, roots, [])
             return None, leaves
         self.check_upper(head, tree)
         return roots, leaves
@@ -491,8 +495,22 @@ class Folder:
                 self.fault(TREE, f"its hash in the tile is not that of the record ({words})", index)
             else:
                 self.fault(TREE, f"its bytes are not those that were signed ({words})", index)
-        if not suspects and kept.root() != head.root:
-            self.fault(TREE, "the tiles are not authenticated by the head", 0)
+
+    def narrow(self, head: Head, roots: dict[int, bytes], older: list[tuple[str, Head]]) -> None:
+        """Where tiles that the head does not authenticate may have been changed."""
+        if not self.foreign:
+            return
+        known = [found for _, found in older if found.size in roots]
+        breaks = min([h.size for h in known if roots[h.size] != h.root], default=head.size)
+        breaks = min(breaks, head.size)
+        fits = [h.size for h in known if roots[h.size] == h.root and h.size < breaks]
+        first = max(fits, default=0)
+        self.fault(
+            TREE,
+            f"the head does not authenticate the tiles; the change is in the records {first} to "
+            f"{breaks - 1}",
+            first,
+        )
 
     def check_upper(self, head: Head, tree: Tree) -> None:
         """Tiles above the leaves."""

@@ -1,0 +1,676 @@
+"""Tamper classes: each is found, its class named, its record named, by both verifiers."""
+# ruff: noqa: N802 - rows of the acceptance list are named as they stand there
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.audit import checkpoint, tree, verify_evidence
+from gateway.audit.checkpoint import Proof
+from gateway.audit.folder import Expected, verify_folder
+from gateway.audit.records import SYSTEM, canonical
+from gateway.audit.signing import Signer
+from gateway.audit.verification import Layer, Report, verify_record
+from tests.support.evidence import (
+    ANN,
+    ARGUMENTS,
+    BLIND,
+    BO,
+    Teller,
+    args,
+    folder_of,
+    sealed,
+    write,
+)
+from tests.support.ledger import signer
+
+Check = Callable[..., Report]
+
+
+@pytest.fixture
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Verify with both programs; they must agree on the code and on the records named."""
+    count = iter(range(1000))
+
+    def both(files: dict[str, bytes], **expected: list[str]) -> Report:
+        report = verify_folder(files, Expected([signer().verifier], **expected))
+        root = write(files, tmp_path / str(next(count)))
+        options = ["--key", str(signer().verifier)]
+        for name, texts in expected.items():
+            for number, text in enumerate(texts):
+                (tmp_path / f"{name}{number}").write_text(text)
+                options += [f"--{name[:-1]}", str(tmp_path / f"{name}{number}")]
+        code = verify_evidence.main([str(root), *options])
+        said = capsys.readouterr().out
+        assert code == report.exit_code, (said, [str(item) for item in report.findings])
+        for finding in report.findings:
+            if finding.index is not None and finding.layer == report.exit_code:
+                assert f"record {finding.index}: " in said
+        return report
+
+    return both
+
+
+def bodies(count: int = 3) -> list[bytes]:
+    teller = Teller()
+    teller.started()
+    for number in range(count):
+        teller.whole(str(number))
+    return [record.body for record in teller.records]
+
+
+def bundle(leaves: list[bytes]) -> str:
+    return tree.entries_path(0, len(leaves))
+
+
+def told(tell: Callable[[Teller], None]) -> dict[str, bytes]:
+    teller = Teller()
+    teller.started()
+    tell(teller)
+    return folder_of([record.body for record in teller.records])
+
+
+def test_honest_folders_are_sound(check: Check) -> None:
+    for count in (1, 3, 60):
+        report = check(folder_of(bodies(count)))
+        assert report.findings == []
+        assert report.valid
+        assert report.size == 1 + 5 * count
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 600))
+def test_any_prefix_of_an_honest_ledger_is_sound(size: int) -> None:
+    leaves = MANY[:size]
+    assert verify_folder(folder_of(leaves)).findings == []
+
+
+MANY = bodies(120)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.large_base_example])
+@given(st.data())
+def test_any_flipped_bit_fails(data: st.DataObject) -> None:
+    files = dict(FILES)
+    path = data.draw(st.sampled_from(sorted(files)))
+    content = bytearray(files[path])
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= 1 << data.draw(st.integers(0, 7))
+    files[path] = bytes(content)
+    report = verify_folder(files)
+    assert report.exit_code in set(Layer)
+    if path.startswith(("tile/entries", "tile/0")):
+        assert any(finding.index is not None for finding in report.findings)
+
+
+FILES = folder_of(MANY[:300])
+
+
+def test_A_01_one_byte_of_a_leaf(check: Check) -> None:
+    leaves = bodies()
+    files = folder_of(leaves)
+    changed = [*leaves[:7], leaves[7].replace(b"usr_ann", b"usr_anm"), *leaves[8:]]
+    files[bundle(leaves)] = tree.pack(changed)
+    for forged in (files, sealed(files)):
+        report = check(forged)
+        assert report.exit_code == Layer.TREE
+        assert report.findings[0].index == 7
+        assert report.findings[0].damage == "record hash mismatch"
+        assert "approval.reviewed" in report.findings[0].sentence
+
+
+def test_A_02_leaf_and_its_tile_hash(check: Check) -> None:
+    leaves = bodies(60)
+    files = folder_of(leaves)
+    changed = leaves[250].replace(b"usr_ann", b"usr_anm").replace(b"app_1", b"app_2")
+    assert changed != leaves[250]
+    altered = [*leaves[:250], changed, *leaves[251:]]
+    files[tree.entries_path(0)] = tree.pack(altered[:256])
+    files[tree.tile_path(0, 0)] = b"".join(map(tree.leaf_hash, altered[:256]))
+    report = check(sealed(files))
+    assert report.exit_code == Layer.TREE
+    found = {finding.damage: finding for finding in report.findings}
+    assert "tile not authenticated by head" in found
+    assert "records 201 to 300" in found["tile not authenticated by head"].sentence
+
+
+def test_a_tile_alone(check: Check) -> None:
+    leaves = bodies()
+    files = folder_of(leaves)
+    name = tree.tile_path(0, 0, len(leaves))
+    content = bytearray(files[name])
+    content[5 * 32] ^= 1
+    report = check(sealed({**files, name: bytes(content)}))
+    assert (report.exit_code, report.findings[0].index) == (Layer.TREE, 5)
+    assert report.findings[0].damage == "tile hash mismatch"
+    upper = folder_of(MANY)
+    name = tree.tile_path(1, 0, 2)
+    content = bytearray(upper[name])
+    content[40] ^= 1
+    report = check(sealed({**upper, name: bytes(content)}))
+    assert (report.exit_code, report.findings[0].index) == (Layer.TREE, 256)
+
+
+def test_A_03_whole_tree_rebuilt_under_the_old_signature(check: Check) -> None:
+    leaves = bodies()
+    files = folder_of([*leaves[:4], *leaves[5:]])
+    old = folder_of(leaves)["checkpoint"].decode()
+    new = files["checkpoint"].decode()
+    files["checkpoint"] = (new.partition("\n\n")[0] + "\n\n" + old.partition("\n\n")[2]).encode()
+    report = check(files)
+    assert (report.exit_code, report.findings[0].damage) == (Layer.NOTES, "bad signature")
+
+
+def test_A_04_whole_tree_signed_with_another_key(check: Check) -> None:
+    leaves = bodies()
+    other = Signer("gatepass.test", bytes(32))
+    note = other.sign(len(leaves), tree.root_of(map(tree.leaf_hash, leaves)))
+    report = check(folder_of(leaves) | {"checkpoint": note.encode()})
+    assert (report.exit_code, report.findings[0].damage) == (Layer.NOTES, "unknown key")
+
+
+def forgeries() -> dict[str, list[bytes]]:
+    leaves = [*MANY[:40]]
+    backdated = Teller()
+    backdated.add("security.refused", SYSTEM, {"app": "app_9"}, code="x")
+    return {
+        "A_05": [*leaves[:20], *leaves[21:]],
+        "A_06": [*leaves[:20], backdated.records[0].body, *leaves[20:]],
+        "A_07": [*leaves[:20], leaves[22], leaves[21], leaves[20], *leaves[23:]],
+    }
+
+
+@pytest.mark.parametrize("row", ["A_05", "A_06", "A_07"])
+def test_A_05_06_07_history_signed_again_with_the_real_key(row: str, check: Check) -> None:
+    leaves = MANY[:40]
+    pin = signer().sign(30, tree.root_of(map(tree.leaf_hash, leaves[:30])))
+    plan = tree.plan_inclusion(25, 30)
+    hashes = [tree.leaf_hash(leaf) for leaf in leaves[:30]]
+    path = tree.prove(
+        plan, lambda node: tree.root_of(hashes[node[1] << node[0] : (node[1] + 1) << node[0]])
+    )
+    receipt = Proof(25, path, pin).text()
+    files = folder_of(forgeries()[row])
+    for expected in ({"pins": [pin]}, {"receipts": [receipt]}):
+        report = check(files, **expected)
+        assert report.exit_code == Layer.CONSISTENCY
+        assert any(finding.damage == "history was changed" for finding in report.findings)
+    assert check(folder_of(leaves), pins=[pin], receipts=[receipt]).valid
+
+
+def test_A_08_the_end_is_cut_off_and_an_older_head_shown(check: Check) -> None:
+    leaves = MANY[:40]
+    newer = signer().sign(40, tree.root_of(map(tree.leaf_hash, leaves)))
+    report = check(folder_of(leaves[:30]), pins=[newer])
+    assert (report.exit_code, report.findings[0].damage) == (
+        Layer.CONSISTENCY,
+        "records are missing",
+    )
+
+
+def test_A_10_two_heads_of_one_size(check: Check) -> None:
+    other = signer().sign(40, tree.root_of(map(tree.leaf_hash, MANY[1:41])))
+    report = check(folder_of(MANY[:40]), pins=[other])
+    assert (report.exit_code, report.findings[0].damage) == (
+        Layer.CONSISTENCY,
+        "history was changed",
+    )
+
+
+def test_A_11_size_of_n_with_the_root_of_less(check: Check) -> None:
+    leaves = bodies()
+    note = signer().sign(len(leaves), tree.root_of(map(tree.leaf_hash, leaves[:-1])))
+    report = check(sealed(folder_of(leaves) | {"checkpoint": note.encode()}))
+    assert report.exit_code == Layer.TREE
+
+
+def test_a_head_of_another_ledger_does_not_fit(check: Check) -> None:
+    key = Signer("elsewhere.test", bytes(range(32)))
+    pin = key.sign(5, tree.root_of(map(tree.leaf_hash, MANY[:5])))
+    report = verify_folder(folder_of(MANY[:40]), Expected([signer().verifier, key.verifier], [pin]))
+    assert (report.exit_code, report.findings[0].damage) == (Layer.CONSISTENCY, "another ledger")
+
+
+def test_A_17_duplicate_id(check: Check) -> None:
+    leaves = bodies()
+    report = check(folder_of([*leaves, leaves[0]]))
+    assert report.exit_code == Layer.GRAMMAR
+    assert report.findings[0].damage == "duplicate id"
+    assert report.findings[0].index == len(leaves)
+
+
+STORIES: dict[str, tuple[str, int, Callable[[Teller], None]]] = {}
+
+
+def tells(damage: str, index: int) -> Callable[[Callable[[Teller], None]], None]:
+    def note(tell: Callable[[Teller], None]) -> None:
+        STORIES[tell.__name__] = damage, index, tell
+
+    return note
+
+
+@tells("execution without release", 4)
+def A_20_outcome_without_intent(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.executed("a")
+
+
+@tells("release without decision", 2)
+def A_21_intent_without_decision(t: Teller) -> None:
+    t.requested("a")
+    t.released("a")
+
+
+@tells("release without decision", 4)
+def A_21_intent_after_denial(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a", verdict="deny")
+    t.decided("a", "deny")
+    t.released("a")
+
+
+@tells("release without decision", 1)
+def A_21_release_without_any_rule(t: Teller) -> None:
+    subject = {"exchange": "exc_1", "server": "crm", "tool": "send_email"}
+    t.add("release.sending", SYSTEM, subject, fence=1)
+
+
+@tells("release without decision", 2)
+def A_21_release_of_another_tool_than_allowed(t: Teller) -> None:
+    subject = {"exchange": "exc_1", "server": "crm", "tool": "read"}
+    t.add("call.ruled", SYSTEM, subject, effect="allow")
+    t.add("release.sending", SYSTEM, {**subject, "tool": "send_email"}, fence=1)
+
+
+@tells("execution without release", 1)
+def A_20_execution_by_no_rule(t: Teller) -> None:
+    t.add("execution.observed", SYSTEM, {"exchange": "exc_1"}, outcome="executed", call="mcp_1")
+
+
+@tells("two outcomes", 6)
+def A_22_two_outcomes_for_one_fence(t: Teller) -> None:
+    t.whole("a")
+    t.executed("a", "failed")
+
+
+@tells("released twice", 6)
+def A_22_released_twice(t: Teller) -> None:
+    t.whole("a")
+    t.released("a", fence=2)
+
+
+@tells("two decisions", 4)
+def A_22_two_decisions(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.decided("a", "deny", "expiry")
+
+
+@tells("review by requester", 2)
+def A_23_review_by_requester(t: Teller) -> None:
+    t.requested("a", ANN)
+    t.reviewed("a", ANN)
+
+
+@tells("review by requester", 2)
+def A_23_review_by_the_user_behind_the_app(t: Teller) -> None:
+    t.requested("a", requester="usr_ann")
+    t.reviewed("a", ANN)
+
+
+@tells("decision by requester", 3)
+def A_23_decision_by_requester(t: Teller) -> None:
+    t.requested("a", ANN)
+    t.reviewed("a", BO)
+    t.decided("a", actor=ANN)
+
+
+@tells("below quorum", 3)
+def A_23_below_quorum(t: Teller) -> None:
+    t.requested("a", quorum=2)
+    t.reviewed("a")
+    t.decided("a")
+
+
+@tells("below quorum", 2)
+def A_23_decided_without_review(t: Teller) -> None:
+    t.requested("a")
+    t.decided("a")
+
+
+@tells("two reviews", 3)
+def A_23_one_person_reviews_twice(t: Teller) -> None:
+    t.requested("a", quorum=2)
+    t.reviewed("a")
+    t.reviewed("a")
+    t.decided("a")
+
+
+@tells("approval by nobody", 2)
+def A_23_approved_by_expiry(t: Teller) -> None:
+    t.requested("a")
+    t.decided("a", by="expiry")
+
+
+@tells("approval against a denial", 4)
+def A_23_approved_against_a_denial(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a", ANN)
+    t.reviewed("a", BO, "deny")
+    t.decided("a")
+
+
+@tells("denial without review", 2)
+def A_23_denied_by_no_reviewer(t: Teller) -> None:
+    t.requested("a")
+    t.decided("a", "deny")
+
+
+@tells("review after decision", 6)
+def A_23_review_after_decision(t: Teller) -> None:
+    t.whole("a")
+    t.reviewed("a", BO)
+
+
+@tells("review without request", 1)
+def A_23_review_without_request(t: Teller) -> None:
+    t.reviewed("a")
+
+
+@tells("decision without request", 1)
+def A_23_decision_without_request(t: Teller) -> None:
+    t.decided("a")
+
+
+@tells("execution without request", 1)
+def A_20_execution_without_request(t: Teller) -> None:
+    t.executed("a")
+
+
+@tells("duplicate request", 2)
+def A_17_requested_twice(t: Teller) -> None:
+    t.requested("a")
+    t.requested("a")
+
+
+@tells("arguments differ", 5)
+def A_24_executed_with_other_arguments(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.executed("a", args=args(ARGUMENTS + b" "))
+
+
+@tells("unreported difference", 5)
+def A_24_difference_without_alarm(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.executed("a", match=False, args=args(b"other"))
+
+
+@tells("arguments differ", 3)
+def A_24_decided_on_other_arguments(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a", args=args(b"other"))
+
+
+@tells("another call", 3)
+def A_24_decided_on_another_digest(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a", digest="sha256:" + "00" * 32)
+
+
+@tells("epoch went back", 1)
+def election_went_back(t: Teller) -> None:
+    t.started(1)
+
+
+@pytest.mark.parametrize("row", sorted(STORIES))
+def test_grammar(row: str, check: Check) -> None:
+    damage, index, tell = STORIES[row]
+    report = check(told(tell))
+    assert report.exit_code == Layer.GRAMMAR
+    first = next(finding for finding in report.findings if finding.damage == damage)
+    assert first.index == index
+
+
+LEGAL: list[Callable[[Teller], None]] = []
+
+
+def legal(tell: Callable[[Teller], None]) -> None:
+    LEGAL.append(tell)
+
+
+@legal
+def denied(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a", verdict="deny")
+    t.decided("a", "deny")
+    t.released("a", approve=False)
+    t.executed("a", "not_sent")
+
+
+@legal
+def expired(t: Teller) -> None:
+    t.requested("a")
+    t.decided("a", "deny", "expiry", actor=SYSTEM)
+
+
+@legal
+def quorum_of_two(t: Teller) -> None:
+    t.requested("a", quorum=2)
+    t.reviewed("a", ANN)
+    t.reviewed("a", BO)
+    t.decided("a", actor=BO)
+    t.released("a")
+    t.executed("a")
+
+
+@legal
+def two_released_together(t: Teller) -> None:
+    for name in ("a", "b"):
+        t.requested(name)
+        t.reviewed(name)
+        t.decided(name)
+    subject = {"exchange": "exc_a"}
+    t.add("release.sending", SYSTEM, subject, fence=1, approvals=["apr_a", "apr_b"])
+    t.executed("a")
+    t.executed("b", "failed")
+
+
+@legal
+def allowed_by_a_rule(t: Teller) -> None:
+    subject = {"exchange": "exc_1", "server": "crm", "tool": "read"}
+    t.add("call.ruled", SYSTEM, subject, effect="allow", call="mcpr_1")
+    t.add("release.sending", SYSTEM, subject, fence=1, call="mcpr_1")
+    t.add("execution.observed", SYSTEM, subject, outcome="executed", call="mcpr_1", match=True)
+
+
+@legal
+def unknown_and_then_settled_by_a_person(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.executed("a", "unknown")
+    t.executed("a", "executed", reconciled=True)
+
+
+@legal
+def not_sent_and_released_again(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a", fence=1)
+    t.executed("a", "not_sent", fence=1)
+    t.released("a", fence=2)
+    t.executed("a", "executed", fence=2)
+
+
+@legal
+def difference_with_alarm(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.add("execution.mismatch", SYSTEM, t.subject("a"), code="arguments_differ", fence=1)
+    t.executed("a", match=False, args=args(b"other"))
+
+
+@legal
+def still_open(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+
+
+@pytest.mark.parametrize("tell", LEGAL, ids=lambda tell: tell.__name__)
+def test_legal_stories(tell: Callable[[Teller], None], check: Check) -> None:
+    assert [str(finding) for finding in check(told(tell)).findings] == []
+
+
+def payload(name: str = "apr_0", raw: bytes = ARGUMENTS, blind: bytes = BLIND) -> bytes:
+    document = {"approval": name, "arguments": raw.decode(), "blind": blind.hex()}
+    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+
+
+def test_A_25_26_payload_changed_or_moved(check: Check) -> None:
+    leaves = bodies()
+    place = "payloads/apr_0.json"
+    assert check(folder_of(leaves, **{place: payload()})).valid
+    for content in (
+        payload(raw=ARGUMENTS + b" "),
+        payload(blind=bytes(32)),
+        payload("apr_1"),
+        payload(blind=b""),
+        b"{}",
+        b"[]",
+        b"",
+        payload().replace(b"0a0b", b"0A0B"),
+    ):
+        report = check(folder_of(leaves, **{place: content}))
+        assert (report.exit_code, report.findings[0].index) == (Layer.PAYLOADS, 1)
+    report = check(folder_of(leaves, **{"payloads/apr_9.json": payload("apr_9")}))
+    assert report.exit_code == Layer.PAYLOADS
+
+
+def test_A_27_files_missing_or_added(check: Check) -> None:
+    files = folder_of(bodies(), **{"payloads/apr_0.json": payload()})
+    for path in files:
+        report = check({name: content for name, content in files.items() if name != path})
+        assert report.exit_code, path
+        assert path in str(report.findings), path
+    report = check(sealed({**files, "notes.txt": b"x"}))
+    assert (report.exit_code, report.findings[0].damage) == (Layer.MANIFEST, "unknown file")
+    report = check(sealed({**files, "tile/0/001.p/3": b"x"}))
+    assert report.exit_code == Layer.MANIFEST
+
+
+def test_A_36_a_leaf_that_is_not_canonical(check: Check) -> None:
+    leaves = bodies()
+    leaves[3] = leaves[3].replace(b'{"actor"', b'{ "actor"')
+    report = check(folder_of(leaves))
+    assert report.exit_code == Layer.GRAMMAR
+    found = next(finding for finding in report.findings if finding.damage == "malformed record")
+    assert found.index == 3
+    assert "approval.decided" in found.sentence
+
+
+def test_A_37_a_leaf_too_long_and_lengths_that_lie(check: Check) -> None:
+    leaves = bodies()
+    long = canonical({"v": 1}).replace(b"1", b'1,"x":"' + b"y" * 5000 + b'"')
+    report = check(folder_of([*leaves, long]))
+    assert (report.exit_code, report.findings[0].index) == (Layer.GRAMMAR, len(leaves))
+    files = folder_of(leaves)
+    honest = files[bundle(leaves)]
+    for content in (honest[:-1], honest + b"\0", b"\xff\xff" + honest[2:], honest[2:], b""):
+        report = check(sealed({**files, bundle(leaves): content}))
+        assert report.exit_code == Layer.TREE
+        assert report.findings[0].index is not None
+
+
+def test_A_45_a_head_that_claims_a_vast_size_costs_nothing(check: Check) -> None:
+    files = folder_of(bodies())
+    for size in (10**9, 2**62):
+        report = check(sealed({**files, "checkpoint": signer().sign(size, bytes(32)).encode()}))
+        assert report.exit_code == Layer.TREE
+        assert len(report.findings) < 101
+
+
+def test_A_45_findings_are_bounded(check: Check) -> None:
+    files = folder_of(MANY[:300])
+    report = check({**files, "tile/0/000": bytes(8192)})
+    assert len(report.findings) == 100
+
+
+def test_A_46_unknown_schema_version_is_unsupported(check: Check) -> None:
+    for old, new in ((b'"v":1', b'"v":2'), (b"approval.decided", b"approval.debated")):
+        leaves = bodies(1)
+        leaves[3] = leaves[3].replace(old, new)
+        report = check(folder_of(leaves[:4]))
+        assert (report.exit_code, report.findings[0].damage) == (Layer.UNSUPPORTED, "unsupported")
+        assert not report.valid
+
+
+def test_proofs_are_checked(check: Check) -> None:
+    leaves = bodies()
+    files = folder_of(leaves)
+    hashes = [tree.leaf_hash(leaf) for leaf in leaves]
+    path = tree.prove(
+        tree.plan_inclusion(3, len(leaves)),
+        lambda node: tree.root_of(hashes[node[1] << node[0] : (node[1] + 1) << node[0]]),
+    )
+    note = files["checkpoint"].decode()
+    good = Proof(3, path, note)
+    assert check(sealed({**files, "proofs/3.tlog-proof": good.text().encode()})).valid
+    for name, proof in (
+        ("proofs/4.tlog-proof", good),
+        ("proofs/4.tlog-proof", Proof(4, path, note)),
+        ("proofs/3.tlog-proof", Proof(3, path[:-1], note)),
+        ("proofs/99.tlog-proof", Proof(99, path, note)),
+    ):
+        report = check(sealed({**files, name: proof.text().encode()}))
+        assert report.exit_code == Layer.CONSISTENCY
+        assert name in report.findings[0].sentence
+
+
+def test_one_record_under_its_proof() -> None:
+    leaves = bodies()
+    hashes = [tree.leaf_hash(leaf) for leaf in leaves]
+    note = signer().sign(len(leaves), tree.root_of(hashes))
+    plan = tree.plan_inclusion(3, len(leaves))
+    path = tree.prove(
+        plan, lambda node: tree.root_of(hashes[node[1] << node[0] : (node[1] + 1) << node[0]])
+    )
+    proof, key = Proof(3, path, note), signer().verifier
+    assert verify_record(leaves[3], 3, proof, key) is None
+    damaged = verify_record(leaves[3].replace(b"approve", b"approvd"), 3, proof, key)
+    assert damaged is not None
+    assert (damaged.damage, damaged.index) == ("record hash mismatch", 3)
+    assert "approval.decided" in damaged.sentence
+    assert verify_record(leaves[3], 4, proof, key) is not None
+    stranger = verify_record(leaves[3], 3, proof, Signer("x", bytes(32)).verifier)
+    assert stranger is not None
+    assert stranger.damage == "unknown key"
+
+
+def test_keys_in_the_folder_are_believed_without_others(check: Check) -> None:
+    files = folder_of(bodies())
+    assert verify_folder(files).valid
+    name = next(path for path in files if path.startswith("keys/"))
+    report = verify_folder(sealed({**files, name: b"nonsense\n"}))
+    assert report.exit_code == Layer.NOTES
+    assert checkpoint.open_note(files["checkpoint"], [signer().verifier]).size == 16
