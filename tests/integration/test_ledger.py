@@ -1,5 +1,5 @@
 """Writing, sealing, elections, recovery and failing closed, on both databases."""
-# ruff: noqa: N802, PT012 - rows of the acceptance list are named as they stand there
+# ruff: noqa: PT012 - rows of the acceptance list are named as they stand there
 
 from __future__ import annotations
 

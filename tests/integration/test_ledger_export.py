@@ -1,5 +1,5 @@
 """Exports: complete, consistent, private; every byte counts; two verifiers agree."""
-# ruff: noqa: N802 - rows of the acceptance list are named as they stand there
+
 
 from __future__ import annotations
 
