@@ -105,7 +105,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         max_rounds=settings.max_rounds,
         max_body=settings.max_body_bytes,
     )
-    jobs = Jobs(services, Recovery(tools, hub))
+    jobs = Jobs(services, Recovery(tools, hub).run)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -140,6 +140,11 @@ async def _running(services: Services, azure: Azure, hub: Hub, jobs: Jobs) -> As
             others = [group.create_task(services.wakeups.run(), name="wakeups")]
             home = group.create_task(hub.run(stopping), name="exchanges")
             await hub.ready.wait()
+            # Not a moment of service before the ledger is ours, and sound.
+            await asyncio.wait(
+                [ledger, group.create_task(services.ledger.ready.wait())],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             others.append(group.create_task(jobs.run(), name="jobs"))
             try:
                 yield

@@ -126,6 +126,10 @@ class Settings(BaseModel):
     upstream_timeout: Duration = Field(
         timedelta(minutes=10), description="Longest silence of Azure that is waited for."
     )
+    drain: Duration = Field(
+        timedelta(seconds=20),
+        description="How long open answers may go on after SIGTERM. Held ones resume afterwards.",
+    )
     max_rounds: int = Field(25, ge=1, le=100, description="Rounds of one exchange at the most.")
     max_body_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Longest request body accepted from an app."

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gateway.approvals import decisions
-from gateway.proxy.recovery import Recovery
 from gateway.services import Services
 from gateway.telemetry import log
 
@@ -21,11 +20,11 @@ class Jobs:
     """What runs beside the edges for as long as the process lives."""
 
     services: Services
-    recovery: Recovery
+    recover: Callable[[], Awaitable[None]]
 
     async def run(self) -> None:
         """Recover, then go round once a second, for ever."""
-        await self.recovery.run()
+        await self.recover()
         while True:
             await _carefully("configuration.refresh", self.services.directory.refresh)
             await _carefully("requests.expire", self._expire)

@@ -227,8 +227,10 @@ class Ledger:
         self.problem = None
 
     async def _seal_all(self) -> None:
-        while (sealed := await self._sequencer.seal()) is not None:
+        more = True
+        while more and (sealed := await self._sequencer.seal()) is not None:
             self._release(sealed)
+            more = sealed.more
 
     async def _beat(self) -> None:
         now = self._clock()

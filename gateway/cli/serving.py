@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.config import Settings
 
-_GRACE_SECONDS = 20
 _BACKLOG = 2048
 
 
@@ -36,7 +35,7 @@ def serve(app: ASGIApp, settings: Settings) -> Exception | None:
             log_config=None,
             log_level="warning",
             backlog=_BACKLOG,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
+            timeout_graceful_shutdown=int(settings.drain.total_seconds()),
         )
     )
     watched.server = server
@@ -45,8 +44,10 @@ def serve(app: ASGIApp, settings: Settings) -> Exception | None:
         signal.signal(number, lambda *_: None)
     try:
         server.run()
-    except SystemExit:  # the address is taken, or not ours
-        return OSError(f"cannot listen on {settings.listen}: is something else listening there?")
+    except SystemExit:  # the start was refused, or the address is taken or not ours
+        return watched.failure or OSError(
+            f"cannot listen on {settings.listen}: is something else listening there?"
+        )
     return watched.failure
 
 
@@ -71,6 +72,13 @@ class _Watched:
         try:
             await self.app(scope, receive, without_traceback)
         except Exception as error:
-            self.failure = error
+            self.failure = _innermost(error)
             if self.server is not None:
                 self.server.should_exit = True
+
+
+def _innermost(error: Exception) -> Exception:
+    """What went wrong, out of the groups that the parts' task groups wrap it in."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -103,7 +103,8 @@ async def test_the_server_gets_the_vaults_credential_and_azure_the_registered_se
 
 
 async def test_several_calls_of_a_round_are_decided_one_by_one_and_sent_together(gateway):
-    text = 'call transfer {"amount": 1, "currency": "EUR", "to_account": "0815"} and call transfer {"amount": 2, "currency": "EUR", "to_account": "0815"}'
+    call = 'call transfer {"amount": %d, "currency": "EUR", "to_account": "0815"}'
+    text = f"{call % 1} and {call % 2}"
     asking = asyncio.ensure_future(gateway.ask(text))
     requests = await gateway.pending(2)
     amounts = {request["arguments"]: request for request in requests}

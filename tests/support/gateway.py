@@ -156,6 +156,7 @@ def environment(folder: Path, world: World, port: int, **changes: str) -> dict[s
         "GATEPASS_DATA_DIR": str(folder / "data"),
         "GATEPASS_UPSTREAM_URL": f"{world.url}/openai/v1/",
         "GATEPASS_UPSTREAM_API_KEY": KEY,
+        "GATEPASS_DRAIN": "1s",
         **changes,
     }
 
@@ -172,9 +173,7 @@ async def furnish(services: Services, bank: str, more: str = "") -> tuple[str, s
     now = utc_now()
     declaration = parse({"test.yaml": DECLARATION.format(bank=bank) + more})
     await apply.apply(services.ledger, declaration, By(OPERATOR, now))
-    _, key = await apps.create(
-        services.ledger, AppSettings("support-bot"), actor=OPERATOR, now=now
-    )
+    _, key = await apps.create(services.ledger, AppSettings("support-bot"), actor=OPERATOR, now=now)
     new = people.NewUser("rev@example.org", ("reviewer", "auditor"))
     user = await people.create_user(services.ledger, new, actor=OPERATOR, now=now)
     token = await tokens.create_token(services.ledger, user.id, actor=OPERATOR, now=now)

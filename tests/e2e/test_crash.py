@@ -1,0 +1,249 @@
+"""The gateway dies with -9 and comes back: what waited goes on, what was sent is never resent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+
+from gateway import config
+from gateway.app import create_services
+from gateway.audit import reading
+from gateway.audit.live import verify_live
+from gateway.store import migration
+from tests.support.demo import KEY, TRANSFER, open_world
+from tests.support.gateway import MODEL, Gateway, Process, environment, free_port, furnish
+
+pytestmark = pytest.mark.e2e
+
+
+@dataclass
+class Mortal:
+    """A gateway in a process of its own, and what it left behind."""
+
+    gateway: Gateway
+    process: Process
+    settings: config.Settings
+
+    async def records(self, kind: str) -> list[dict]:
+        """Bodies of the records of a kind, read while nobody else has the database."""
+        services = create_services(self.settings)
+        try:
+            await services.ledger.settle()
+            report = await verify_live(services.db, services.ledger.signer.verifier)
+            assert report.valid, list(map(str, report.findings))
+            found = await reading.search(services.db, reading.Query(kind=kind, limit=200))
+            return [entry.document for entry in found.items]
+        finally:
+            await services.db.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+async def mortal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Mortal]:
+    async with AsyncExitStack() as stack:
+        world = await open_world(stack)
+        changes = {}
+        if request.param == "postgresql":
+            server = request.getfixturevalue("postgres_server")
+            changes = {
+                "GATEPASS_DATABASE_URL": await server.create(),
+                "GATEPASS_MASTER_KEY_FILE": str(tmp_path / "master.key"),
+                "GATEPASS_SIGNING_KEY_FILE": str(tmp_path / "signing.key"),
+            }
+        environ = environment(tmp_path, world, free_port(), **changes)
+        settings = config.load(environ)
+        await asyncio.to_thread(migration.upgrade, settings.resolved_database_url)
+        services = create_services(settings)
+        key, token = await furnish(services, world.bank)
+        await services.ledger.settle()
+        await services.db.close()
+        process = Process(environ, tmp_path)
+        stack.callback(process.kill)
+        await process.start()
+        gateway = Gateway(world, process.url, key, token, tmp_path)
+        await stack.enter_async_context(gateway.clients)
+        yield Mortal(gateway, process, settings)
+
+
+async def ask_and_lose(gateway: Gateway, text: str) -> asyncio.Task:
+    """A streamed request whose connection will not survive; the id it was given so far."""
+    client = await gateway.app()
+
+    async def read() -> str:
+        name = ""
+        with contextlib.suppress(openai.APIError, httpx2.TransportError):
+            stream = await client.responses.create(
+                model=MODEL, input=text, tools=[gateway.tool()], stream=True
+            )
+            async for event in stream:
+                name = getattr(getattr(event, "response", None), "id", name)
+        return name
+
+    return asyncio.ensure_future(read())
+
+
+async def finished(gateway: Gateway, response_id: str) -> dict:
+    for _ in range(200):
+        found = (await gateway.raw("GET", f"/openai/v1/responses/{response_id}")).json()
+        if found["status"] not in {"queued", "in_progress"}:
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError("the response is not finished")
+
+
+async def test_a_hold_survives_the_death_of_the_process(mortal: Mortal):
+    gateway = mortal.gateway
+    asking = await ask_and_lose(gateway, TRANSFER)
+    before = (await gateway.pending())[0]
+    mortal.process.kill()
+    response_id = await asking
+    assert response_id
+    await mortal.process.start()
+    assert (await gateway.raw("GET", f"/openai/v1/responses/{response_id}")).json()[
+        "status"
+    ] == "in_progress"
+    after = (await gateway.pending())[0]
+    assert after == before
+    assert (await gateway.review(after)).status_code == 201
+    response = await finished(gateway, response_id)
+    assert response["id"] == response_id
+    assert [item["type"] for item in response["output"]] == [
+        "mcp_list_tools",
+        "mcp_call",
+        "message",
+    ]
+    assert len(await gateway.effects()) == 1
+    assert (await gateway.request(after["id"]))["execution"] == "executed"
+    assert mortal.process.stop() == 0
+    assert len(await mortal.records("execution.observed")) == 1
+
+
+async def test_a_decision_taken_by_another_process_resumes_the_hold(mortal: Mortal):
+    gateway = mortal.gateway
+    asking = asyncio.ensure_future(gateway.ask(TRANSFER))
+    request = (await gateway.pending())[0]
+    services = create_services(mortal.settings)
+    from gateway.approvals import review
+    from gateway.telemetry import utc_now
+
+    reviewer = review.Reviewer(
+        "usr_else", "else@example.org", frozenset({"reviewer"}), frozenset(), "cli", "host"
+    )
+    submission = review.Submission(request["id"], "approve", request["digest"])
+    await review.review(services.approvals, reviewer, submission, now=utc_now())
+    await services.db.close()
+    assert "bank.transfer returned" in (await asking).output_text
+
+
+async def test_a_death_while_a_call_is_being_sent_leaves_its_outcome_unknown(mortal: Mortal):
+    gateway = mortal.gateway
+    asking = await ask_and_lose(gateway, f"{TRANSFER} fail: slow 20s on resume")
+    request = (await gateway.pending())[0]
+    reviewing = asyncio.ensure_future(gateway.review(request))
+    for _ in range(200):
+        if (await gateway.request(request["id"]))["execution"] == "sending":
+            break
+        await asyncio.sleep(0.02)
+    await reviewing
+    mortal.process.kill()
+    response_id = await asking
+    sent = len(await gateway.upstream_requests())
+    await mortal.process.start()
+    response = await finished(gateway, response_id)
+    assert response["status"] == "failed"
+    assert (await gateway.request(request["id"]))["execution"] == "unknown"
+    await asyncio.sleep(1)
+    assert len(await gateway.upstream_requests()) == sent
+    assert mortal.process.stop() == 0
+    observed = await mortal.records("execution.observed")
+    assert [entry["outcome"] for entry in observed] == ["unknown"]
+
+
+async def test_E_09_nothing_runs_that_nobody_approved_before_the_restart(mortal: Mortal):
+    gateway = mortal.gateway
+    asking = await ask_and_lose(gateway, TRANSFER)
+    await gateway.pending()
+    for _ in range(3):
+        mortal.process.kill()
+        await mortal.process.start()
+    await asking
+    request = (await gateway.pending())[0]
+    assert (await gateway.review(request, "deny")).status_code == 201
+    await asyncio.sleep(0.5)
+    assert await gateway.effects() == []
+
+
+async def test_a_polite_end_keeps_what_is_held(mortal: Mortal):
+    gateway = mortal.gateway
+    asking = await ask_and_lose(gateway, TRANSFER)
+    request = (await gateway.pending())[0]
+    assert await asyncio.to_thread(mortal.process.stop) == 0
+    response_id = await asking
+    await mortal.process.start()
+    assert (await gateway.review(request)).status_code == 201
+    assert (await finished(gateway, response_id))["status"] == "completed"
+    assert len(await gateway.effects()) == 1
+
+
+@pytest.mark.slow
+async def test_killing_at_many_moments_never_runs_a_call_twice(mortal: Mortal):
+    """Thirty deaths spread over the life of a call: from before the request to after the end."""
+    gateway = mortal.gateway
+    approved = 0
+    for number in range(15):
+        asking = await ask_and_lose(gateway, TRANSFER)
+        if number % 3:
+            request = (await gateway.pending())[0]
+            reviewing = asyncio.ensure_future(gateway.review(request))
+            await asyncio.sleep(0.004 * number)
+        else:
+            reviewing = None
+            await asyncio.sleep(0.02 * number)
+        mortal.process.kill()
+        await asking
+        if reviewing is not None:
+            with contextlib.suppress(httpx2.TransportError):
+                await reviewing
+        await mortal.process.start()
+        for request in (await gateway.api("GET", "/approval-requests?state=pending")).json()[
+            "items"
+        ]:
+            assert (await gateway.review(request)).status_code == 201
+        listed = await gateway.api("GET", "/approval-requests", params={"limit": 200})
+        approved = sum(item["state"] == "approved" for item in listed.json()["items"])
+    for _ in range(100):
+        listed = (await gateway.api("GET", "/approval-requests", params={"limit": 200})).json()
+        states = [item["execution"] for item in listed["items"]]
+        if not {"not_sent", "sending"} & set(states):
+            break
+        await asyncio.sleep(0.1)
+    assert not {"not_sent", "sending"} & set(states)
+    effects = len(await gateway.effects())
+    assert states.count("executed") <= effects <= approved
+    assert mortal.process.stop() == 0
+    await mortal.records("approval.decided")
+
+
+async def test_C_27_a_second_gateway_on_the_same_file_is_refused(mortal: Mortal, tmp_path: Path):
+    if mortal.settings.postgresql:
+        pytest.skip("PostgreSQL is for several replicas")
+    other = Process(environment(tmp_path, mortal.gateway.world, free_port()), tmp_path / "data")
+    with pytest.raises(AssertionError):
+        await other.start()
+    assert "Another gateway is running" in other.log()
+
+
+async def test_the_secret_is_in_no_file_and_no_log(mortal: Mortal, tmp_path: Path):
+    await asyncio.gather(mortal.gateway.ask(TRANSFER), mortal.gateway.decide())
+    assert mortal.process.stop() == 0
+    secrets = (b"mcp-token", KEY.encode(), mortal.gateway.key.encode())
+    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        assert not [secret for secret in secrets if secret in content], file
