@@ -6,12 +6,14 @@ that does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from gateway.api import refusals
+from gateway.api.refusals import Attempt
 from gateway.errors import NotAllowed
 from gateway.identity.login import Principal
 from gateway.identity.roles import SENTENCES, Permission, allowed
@@ -24,9 +26,17 @@ class May:
 
     permission: Permission
 
-    def __call__(self, request: Request) -> Principal:
+    async def __call__(self, request: Request) -> Principal:
         principal: Principal = request.scope["state"]["principal"]
         if not allowed(principal.roles, self.permission):
+            attempt = Attempt(
+                actor=principal.actor,
+                subject={"user": principal.user_id},
+                code="missing_permission",
+                method=request.method,
+                route=self.permission.value,
+            )
+            await refusals.record(_services(request), attempt)
             raise NotAllowed(
                 f"Your roles do not include: {SENTENCES[self.permission]}",
                 code="missing_permission",
@@ -35,7 +45,7 @@ class May:
         return principal
 
 
-def may(permission: Permission) -> Callable[..., Principal]:
+def may(permission: Permission) -> Callable[..., Awaitable[Principal]]:
     """`Depends(may(Permission.X))` on a route: the principal, or 403."""
     return May(permission)
 

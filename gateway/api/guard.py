@@ -16,7 +16,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.api import problems
+from gateway.api import problems, refusals
+from gateway.api.refusals import Attempt
+from gateway.audit.records import Actor
 from gateway.errors import GatepassError, NotAllowed, Refused
 from gateway.identity import login
 from gateway.identity.login import Principal
@@ -62,13 +64,14 @@ class Guard:
         if len(bearer) + (cookie is not None) + len(foreign) > 1:
             raise Refused("Send one credential, in one place.", code="several_credentials")
         if foreign:
-            raise _app_key()
+            raise await self._app_key(request, request.headers[foreign[0]])
         principal = None
         if bearer:
-            principal = await self._bearer(bearer[0], now)
+            principal = await self._bearer(request, bearer[0], now)
         elif cookie is not None:
-            _same_origin(request, self.origin)
             principal = await login.session(self.services.db, cookie, now)
+            if principal is not None and not _from_here(request, self.origin):
+                raise await self._cross_site(request, principal)
         if principal is None:
             raise NotAllowed(
                 "Sign in, or send a personal access token as 'Authorization: Bearer gp_pat_…'.",
@@ -77,13 +80,36 @@ class Guard:
             )
         return principal
 
-    async def _bearer(self, header: str, now: datetime) -> Principal | None:
+    async def _bearer(self, request: Request, header: str, now: datetime) -> Principal | None:
         scheme, _, value = header.partition(" ")
         if value.startswith("gp_app_"):
-            raise _app_key()
+            raise await self._app_key(request, value)
         if scheme.lower() != "bearer":
             return None
         return await login.token(self.services.db, value.strip(), now)
+
+    async def _app_key(self, request: Request, key: str) -> NotAllowed:
+        """The refusal of an app key; an app that tries with its own is recorded."""
+        app = self.services.directory.authenticate(key.removeprefix("Bearer ").strip())
+        if app is not None:
+            actor = Actor("app", app.id, "key")
+            await self._record(request, actor, {"app": app.id}, "app_key")
+        return NotAllowed(
+            "An app key opens nothing here: use a personal access token 'gp_pat_…'.",
+            code="app_key",
+            status=401,
+        )
+
+    async def _cross_site(self, request: Request, principal: Principal) -> NotAllowed:
+        """The refusal of a request that another site sent with this person's cookie."""
+        await self._record(request, principal.actor, {"user": principal.user_id}, "cross_site")
+        return NotAllowed("This request comes from another site.", code="cross_site")
+
+    async def _record(
+        self, request: Request, actor: Actor, subject: dict[str, str], code: str
+    ) -> None:
+        attempt = Attempt(actor, subject, code, request.method, "/api")
+        await refusals.record(self.services, attempt)
 
 
 def origin_of(url: str) -> str:
@@ -95,22 +121,12 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}"
 
 
-def _same_origin(request: Request, origin: str) -> None:
+def _from_here(request: Request, origin: str) -> bool:
     # A browser attaches the cookie wherever a request comes from; only it can say from where.
     if request.method in _SAFE:
-        return
+        return True
     site = request.headers.get("sec-fetch-site")
-    from_here = site == "same-origin" if site else request.headers.get("origin") == origin
-    if not from_here:
-        raise NotAllowed("This request comes from another site.", code="cross_site")
-
-
-def _app_key() -> NotAllowed:
-    return NotAllowed(
-        "An app key opens nothing here: use a personal access token 'gp_pat_…'.",
-        code="app_key",
-        status=401,
-    )
+    return site == "same-origin" if site else request.headers.get("origin") == origin
 
 
 class _Limited:

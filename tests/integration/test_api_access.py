@@ -10,8 +10,12 @@ import pytest
 from gateway import api
 from gateway.api.access import May
 from gateway.api.guard import MAX_BODY_BYTES
+from gateway.audit import reading
+from gateway.errors import Unavailable
 from gateway.identity import login, people
 from gateway.identity.roles import ROLES, Permission, allowed
+from gateway.registry import apps
+from gateway.registry.settings import AppSettings
 from tests.support.clock import FakeClock
 from tests.support.house import HOST, Somebody, somebody
 
@@ -202,6 +206,57 @@ async def test_only_json_is_read(client, ann: Somebody) -> None:
         headers = {**ann.browser, "content-type": kind}
         response = await client.post("/api/v1/tokens", headers=headers, content=b"{}")
         _is_problem(response, 422, "invalid_request")
+
+
+# --- what is refused is recorded (G14) -------------------------------------------------------
+
+
+async def _refusals(services) -> list[dict]:
+    found = await reading.search(services.db, reading.Query(kind="security.refused", limit=200))
+    return [entry.document for entry in reversed(found.items)]
+
+
+async def test_refused_attempts_of_known_callers_are_recorded(
+    client, services, ann: Somebody, clock: FakeClock
+) -> None:
+    settings = AppSettings("bot")
+    app, key = await apps.create(services.ledger, settings, actor=HOST, now=clock())
+    await services.directory.refresh()
+    cross = {"cookie": ann.browser["cookie"], "sec-fetch-site": "cross-site"}
+    for _ in range(3):
+        await client.get("/api/v1/users", headers=ann.bearer)
+        await client.get("/api/v1/me", headers={"authorization": f"Bearer {key.text}"})
+        await client.get("/api/v1/me", headers={"api-key": key.text})
+        await client.post("/api/v1/tokens", headers=cross, json={})
+    found = [(r["code"], r["actor"]["ref"]) for r in await _refusals(services)]
+    assert found == [
+        ("missing_permission", ann.user.id),
+        ("app_key", app.id),
+        ("cross_site", ann.user.id),
+    ]
+    clock.advance(60)
+    await client.get("/api/v1/users", headers=ann.bearer)
+    assert len(await _refusals(services)) == 4
+
+
+async def test_strangers_cannot_fill_the_ledger(client, services, ann: Somebody) -> None:
+    before = await reading.search(services.db, reading.Query(limit=200))
+    for number in range(20):
+        await client.get("/api/v1/me", headers={"authorization": f"Bearer gp_app_x{number}"})
+        await client.post("/api/v1/tokens", headers={"cookie": f"gatepass={number}"})
+        await client.get("/api/v1/none")
+    after = await reading.search(services.db, reading.Query(limit=200))
+    assert len(after.items) == len(before.items)
+
+
+async def test_a_refusal_stands_when_it_cannot_be_recorded(
+    client, services, ann: Somebody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise Unavailable("The disk is full.")
+
+    monkeypatch.setattr(services.ledger, "append_all", broken)
+    _is_problem(await client.get("/api/v1/users", headers=ann.bearer), 403, "missing_permission")
 
 
 # --- problems -------------------------------------------------------------------------------
