@@ -52,8 +52,6 @@ class Stitcher:
         """A new upstream response starts: its indexes are its own."""
         self.round += 1
         self.indexes, self.early = {}, []
-        if self.round:
-            self.transparent = False
 
     def passes(self, event: str | None) -> bool:
         """Whether a frame of this name may go on byte for byte; counts it if so.

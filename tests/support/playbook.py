@@ -190,7 +190,8 @@ def _check_items(data: Sequence[Json], final: Json) -> None:
         if "item" in frame:
             assert frame["item"]["id"] == added[index]
             assert frame["item"]["type"] not in HIDDEN
-            assert frame["item"].get("approval_request_id") is None
+            if frame["item"]["type"] == "mcp_call":
+                assert frame["item"].get("approval_request_id") is None
         if frame["type"] == "response.output_item.done":
             done[index] = frame["item"]
     assert len(set(added)) == len(added)

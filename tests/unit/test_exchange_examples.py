@@ -332,7 +332,7 @@ def test_a_response_without_an_id_leaves_nothing_to_go_on_from() -> None:
 
 
 def test_unknown_items_and_members_go_on_unchanged() -> None:
-    strange = {"id": "x_1", "type": "telepathy_call", "thought": {"deep": [1, None]}}
+    strange = {"id": "x_1", "type": "telepathy_call", "approval_request_id": "y", "deep": [None]}
     book = perform(a_plan(), [ASKS, Round("resp_2", [call(), strange])], approve_all)
     assert check_stream(book.emitted)["output"][-1] == strange
 
@@ -421,6 +421,16 @@ def test_a_shell_that_azure_runs_itself_is_no_call_for_the_app() -> None:
     book = Playbook(a_plan())
     book.start()
     assert book.hear(Round("resp_1", [*hosted, request()])) == [Hold((CALL,))]
+
+
+def test_limits_count_over_all_rounds() -> None:
+    book = held(a_plan(max_output_tokens=100, max_tool_calls=5))
+    forward = book.decide(mcpr_1=YES)
+    assert (forward.body["max_output_tokens"], forward.body["max_tool_calls"]) == (95, 5)
+    book.hear(Round("resp_2", [call(), request("mcpr_2")]))
+    forward = book.decide(mcpr_2=YES)
+    assert (forward.body["max_output_tokens"], forward.body["max_tool_calls"]) == (90, 4)
+    assert book.exchange.context == [], "only a chain without stored state needs it"
 
 
 def test_the_rounds_have_an_end() -> None:

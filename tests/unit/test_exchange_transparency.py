@@ -44,6 +44,11 @@ def test_every_frame_of_a_stream_is_passed_on_equal(by: int) -> None:
 def test_azure_may_echo_something_else_in_the_end() -> None:
     *frames, completed = PLAIN.frames()
     response = {**completed.data["response"], "metadata": {"a": "b"}, "tool_choice": "none"}
+    changed = {**response, "output": [message("msg_9")]}
+    for asked, told in [(ASKED, response), ({**ASKED, "previous_response_id": "resp_0"}, changed)]:
+        book = begun(asked)
+        book.hear_frames([*frames, FrameSeen(completed.type, {**completed.data, "response": told})])
+        assert book.finished.response["output"] == told["output"]
     book = begun()
     book.hear_frames([*frames, FrameSeen(completed.type, {**completed.data, "response": response})])
     assert book.finished.response == response
