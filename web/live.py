@@ -48,7 +48,7 @@ async def events(request: Request, wakeups: Changes) -> AsyncIterator[str]:
     seen = await wakeups.changes(-1, 0)
     yield "retry: 3000\n: Gatepass\n\n"
     for glance in range(_LIFE):
-        if await request.is_disconnected():
+        if _stopping(request) or await request.is_disconnected():
             return
         newest = await wakeups.changes(seen, _GLANCE)
         if newest != seen:
@@ -56,3 +56,9 @@ async def events(request: Request, wakeups: Changes) -> AsyncIterator[str]:
             yield f"event: requests\ndata: {newest}\n\n"
         elif glance % _BREATH == _BREATH - 1:
             yield ": still here\n\n"
+
+
+def _stopping(request: Request) -> bool:
+    """Whether the server wants to end; it waits for streams, and this one would go on."""
+    ask = request.scope.get("extensions", {}).get("gatepass.stopping")
+    return ask is not None and bool(ask())

@@ -61,6 +61,7 @@ class _Watched:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
+            scope.setdefault("extensions", {})["gatepass.stopping"] = self._stopping
             await self.app(scope, receive, send)
             return
 
@@ -75,6 +76,10 @@ class _Watched:
             self.failure = _innermost(error)
             if self.server is not None:
                 self.server.should_exit = True
+
+    def _stopping(self) -> bool:
+        """Whether the server is on its way out: streams that never end by themselves ask."""
+        return self.server is not None and self.server.should_exit
 
 
 def _innermost(error: Exception) -> Exception:

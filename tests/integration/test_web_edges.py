@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx2
 import pytest
 from fastapi import FastAPI
 
 import web
+from gateway.app import create_app
+from gateway.config import Settings
 from gateway.errors import Unavailable
 from gateway.store.database import Database
+from gateway.store.tables import metadata
 from tests.support.clock import FakeClock
 from tests.support.stage import URL, Stage, stage
 from web.live import events
@@ -263,11 +267,17 @@ async def test_language_and_zone_and_theme_are_the_readers(played: Stage) -> Non
     assert '<html lang="ru" data-keys="off" data-zone="">' in text
 
 
-async def test_the_stream_says_that_something_changed_and_not_what(played: Stage) -> None:
-    class Browser:
-        async def is_disconnected(self) -> bool:
-            return False
+class Browser:
+    """As much of a request as the stream asks for."""
 
+    def __init__(self, extensions: dict | None = None) -> None:
+        self.scope = {"extensions": extensions or {}}
+
+    async def is_disconnected(self) -> bool:
+        return False
+
+
+async def test_the_stream_says_that_something_changed_and_not_what(played: Stage) -> None:
     told = events(Browser(), played.wakeups)
     assert "retry" in await anext(told)
     asking = asyncio.ensure_future(played.ask())
@@ -276,3 +286,32 @@ async def test_the_stream_says_that_something_changed_and_not_what(played: Stage
     assert said.startswith("event: requests\ndata: ")
     assert approval not in said
     await told.aclose()
+
+
+async def test_the_stream_does_not_keep_a_stopping_server(played: Stage) -> None:
+    stopping = False
+    told = events(Browser({"gatepass.stopping": lambda: stopping}), played.wakeups)
+    assert "retry" in await anext(told)
+    stopping = True
+    assert [said async for said in told] == []
+
+
+async def test_the_composed_application_serves_pages_beside_the_api(tmp_path: Path) -> None:
+    database_url = f"sqlite+aiosqlite:///{tmp_path / 'whole.sqlite3'}"
+    app = create_app(Settings(data_dir=tmp_path, database_url=database_url))
+    db = app.state.services.db
+    async with db.engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url=URL) as client:
+        page = await client.get("/sign-in")
+        assert "Sign in" in page.text
+        assert page.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+        assert (await client.get("/inbox")).headers["location"].startswith("/sign-in")
+        missing = await client.get("/api/v1/approval-requests")
+        assert missing.status_code == 401
+        assert missing.headers["content-type"].startswith("application/problem+json")
+        assert (await client.get("/healthz", headers={"Host": "10.0.0.7"})).status_code == 200
+        refused = await client.get("/api/v1/approval-requests", headers={"Host": "evil.example"})
+        assert refused.status_code == 421
+    await db.close()
