@@ -196,7 +196,8 @@ class Exchange:
 
     def _look_at(self, item: Json, index: Any) -> list[Command]:
         kind, name = item.get("type"), str(item.get("id"))
-        key = name if isinstance(item.get("id"), str) else f"{self.stitcher.round}/{index}"
+        # Within a round: a call that is reported again later has been made again.
+        key = f"{self.stitcher.round}/{item.get('id') or index}"
         if key in self.seen:
             return []
         self.seen.append(key)

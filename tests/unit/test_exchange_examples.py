@@ -219,7 +219,20 @@ def test_e_19_a_second_execution_is_a_mismatch() -> None:
     twice = Mismatch("mcpr_1", "crm", "update_contact", "not released, or twice")
     assert commands[:2] == [Observed("mcpr_1", "executed", True), twice]
     book.decide(mcpr_2=NO)
-    assert book.hear(Round("resp_3", [call("mcp_3")]))[0] == twice
+    assert book.hear(Round("resp_3", [call("mcp_3"), request("mcpr_3")]))[0] == twice
+    book.decide(mcpr_3=NO)
+    assert book.hear(Round("resp_4", [call("mcp_3")]))[0] == twice, "under the same id, too"
+
+
+def test_an_output_that_leaves_an_item_out_is_not_counted_twice() -> None:
+    book = held()
+    book.decide(mcpr_1=YES)
+    *frames, completed = Round("resp_2", [message(), call()]).frames()
+    short = {**completed.data["response"], "output": [call()]}
+    commands = book.hear_frames([*frames, FrameSeen(completed.type, {"response": short})])
+    assert [c for c in commands if isinstance(c, Observed | Mismatch)] == [
+        Observed("mcpr_1", "executed", True)
+    ]
 
 
 @pytest.mark.parametrize(
