@@ -50,10 +50,14 @@ class Stale(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What one sealing did: the index of each record by id, and the size of the new head."""
+    """What one sealing did: the index of each record by id, and the size of the new head.
+
+    `more` says that the batch was full, so that others may wait.
+    """
 
     size: int
     places: dict[str, int]
+    more: bool
 
 
 @dataclass
@@ -154,7 +158,8 @@ class Sequencer:
         self._growth = growth
         self._signer.remember(note)
         size = growth.frontier.size
-        return Sealed(size, {row.id: first + n for n, row in enumerate(rows)})
+        indexes = {row.id: first + n for n, row in enumerate(rows)}
+        return Sealed(size, indexes, more=len(rows) == _BATCH)
 
     async def _write_head(self, connection: AsyncConnection, frontier: Frontier) -> str:
         root = frontier.root()

@@ -127,15 +127,15 @@ class Scan:
 
     def _read(self, index: int, body: bytes) -> None:
         try:
-            record = records.parse(body)
+            record = records.members(body)
         except records.Unsupported as error:
             self.findings.add(Layer.UNSUPPORTED, "unsupported", str(error), index)
         except records.Malformed as error:
             self.findings.add(Layer.GRAMMAR, "malformed record", f"{error} ({name(body)})", index)
         else:
-            self.latest = record.document()
-            for at, damage, sentence in self.grammar.feed(index, self.latest):
-                suffix = f" ({record.kind} {record.id})" if at == index else ""
+            self.latest = record
+            for at, damage, sentence in self.grammar.feed(index, record):
+                suffix = f" ({record['type']} {record['id']})" if at == index else ""
                 self.findings.add(Layer.GRAMMAR, damage, sentence + suffix, at)
 
     def compare(self, head: Checkpoint, origin: str, source: str) -> None:

@@ -1,6 +1,5 @@
 """Exports: complete, consistent, private; every byte counts; two verifiers agree."""
 
-
 from __future__ import annotations
 
 import asyncio

@@ -1,6 +1,5 @@
 """Looking at the ledger, its proofs, and verifying it where it lives, on both databases."""
 
-
 from __future__ import annotations
 
 from pathlib import Path

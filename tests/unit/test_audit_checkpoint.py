@@ -1,5 +1,4 @@
 """Signed notes, heads, keys and receipts: one form each, nothing else passes."""
-# ruff: noqa: N802 - rows of the acceptance list are named as they stand there
 
 from __future__ import annotations
 

@@ -198,6 +198,8 @@ BODY = refused().body
         BODY.replace(b'"code":"x"', b'"code":"x","code":"x"'),
         BODY.replace(b'"actor"', b'"bctor"'),
         BODY.replace(b'"kind":"system"', b'"kind":"sysadm"'),
+        BODY.replace(b'{"kind":"system"', b'{"auth":null,"kind":"system"'),
+        BODY.replace(b'"ref":"gateway"', b'"ref":["gateway"]'),
         BODY.replace(b'"code":"x"', b'"codf":"x"'),
         BODY.replace(b".000000Z", b"Z"),
         BODY.replace(b"2026-11-22", b"2026-13-22"),
@@ -207,7 +209,7 @@ BODY = refused().body
         b'{"a":' + b'"' + b"x" * 5000 + b'"}',
     ],
 )
-def test_A_36_a_body_that_is_not_canonical_is_malformed(body: bytes) -> None:  # noqa: N802
+def test_A_36_a_body_that_is_not_canonical_is_malformed(body: bytes) -> None:
     with pytest.raises(Malformed):
         parse(body)
 
@@ -220,7 +222,7 @@ def test_A_36_a_body_that_is_not_canonical_is_malformed(body: bytes) -> None:  #
         BODY.replace(b"security.refused", b"security.revised"),
     ],
 )
-def test_A_46_another_version_or_kind_is_unsupported(body: bytes) -> None:  # noqa: N802
+def test_A_46_another_version_or_kind_is_unsupported(body: bytes) -> None:
     with pytest.raises(Unsupported):
         parse(body)
 
@@ -233,7 +235,7 @@ def test_commitments_are_blinded() -> None:
         commit(b"short", b"x")
 
 
-def test_A_39_hostile_text_stays_one_record() -> None:  # noqa: N802
+def test_A_39_hostile_text_stays_one_record() -> None:
     hostile = 'x\r\n— forged AAAA\x1b[31m"},{"v":1\u2028'
     record = refused(fields={"code": hostile}, subject={"tool": hostile})
     assert b"\n" not in record.body

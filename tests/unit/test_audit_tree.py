@@ -124,7 +124,7 @@ def test_a_changed_leaf_breaks_inclusion_and_consistency(size: int, data: st.Dat
 
 
 @given(st.integers(2, 200), st.data())
-def test_A_13_damaged_proofs_are_refused(size: int, data: st.DataObject) -> None:  # noqa: N802
+def test_A_13_damaged_proofs_are_refused(size: int, data: st.DataObject) -> None:
     leaves = some(size)
     root, index = tree.root_of(leaves), data.draw(st.integers(0, size - 1))
     first = data.draw(st.integers(1, size - 1))
@@ -151,7 +151,7 @@ def test_A_13_damaged_proofs_are_refused(size: int, data: st.DataObject) -> None
         assert not any(holds(bad) for bad in damaged if bad != proof)
 
 
-def test_A_14_an_index_outside_the_tree_is_refused() -> None:  # noqa: N802
+def test_A_14_an_index_outside_the_tree_is_refused() -> None:
     leaves = some(8)
     root, proof = tree.root_of(leaves), inclusion(leaves, 3, 8)
     for index, size in ((8, 8), (-1, 8), (3, 4), (3, 16), (3, 0), (2**63, 2**63 + 1)):
@@ -160,7 +160,7 @@ def test_A_14_an_index_outside_the_tree_is_refused() -> None:  # noqa: N802
         tree.plan_inclusion(8, 8)
 
 
-def test_A_15_consistency_from_nothing_or_without_proof_is_refused() -> None:  # noqa: N802
+def test_A_15_consistency_from_nothing_or_without_proof_is_refused() -> None:
     leaves = some(8)
     root = tree.root_of(leaves)
     assert not tree.verify_consistency((0, tree.EMPTY_ROOT), (8, root), [])
@@ -172,12 +172,12 @@ def test_A_15_consistency_from_nothing_or_without_proof_is_refused() -> None:  #
         tree.plan_consistency(0, 8)
 
 
-def test_A_16_a_pair_of_hashes_is_no_leaf() -> None:  # noqa: N802
+def test_A_16_a_pair_of_hashes_is_no_leaf() -> None:
     left, right = some(2)
     assert tree.leaf_hash(left + right) != tree.node_hash(left, right)
 
 
-def test_A_12_old_head_and_new_head_need_the_middle() -> None:  # noqa: N802
+def test_A_12_old_head_and_new_head_need_the_middle() -> None:
     leaves = some(12)
     forged = [*leaves[:5], tree.leaf_hash(b"middle"), *leaves[6:]]
     old, new = (8, tree.root_of(leaves[:8])), (12, tree.root_of(forged))

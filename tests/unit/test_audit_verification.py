@@ -1,5 +1,4 @@
 """Tamper classes: each is found, its class named, its record named, by both verifiers."""
-# ruff: noqa: N802 - rows of the acceptance list are named as they stand there
 
 from __future__ import annotations
 
