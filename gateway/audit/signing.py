@@ -26,6 +26,13 @@ class Signer:
         self._last: Checkpoint | None = None
         self.origin = origin
         self.verifier = VerifierKey(origin, self._key.public_key().public_bytes_raw())
+        try:
+            VerifierKey.parse(str(self.verifier))
+        except checkpoint.Damaged as error:
+            raise Unavailable(
+                f"The ledger cannot be named {origin!r}: no spaces and no plus sign.",
+                code="ledger_origin_invalid",
+            ) from error
 
     def __repr__(self) -> str:
         return f"<Signer {self.verifier}>"

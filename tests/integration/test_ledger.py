@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 
 import pytest
 from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy.exc import OperationalError
 
 from gateway.audit.ledger import Ledger, Receipt
 from gateway.audit.sequencer import Sequencer, Stale
@@ -336,10 +338,6 @@ async def test_waiting_callers_are_told_when_the_gateway_stops(
 async def test_C_18_disk_error_ends_the_process_without_acknowledging(
     sqlite: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sqlite3
-
-    from sqlalchemy.exc import OperationalError
-
     ledger = make_ledger(sqlite, clock)
     outcome: list[BaseException] = []
 
@@ -360,6 +358,29 @@ async def test_C_18_disk_error_ends_the_process_without_acknowledging(
             group.create_task(write())
     assert caught.group_contains(OperationalError)
     assert len(outcome) == 1
+
+
+async def test_C_18_disk_error_in_a_transaction_ends_the_process_too(
+    sqlite: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = make_ledger(sqlite, clock)
+
+    async def broken(*_: object) -> None:
+        raise OperationalError("COMMIT", {}, sqlite3.OperationalError("disk I/O error"))
+
+    async def write() -> None:
+        monkeypatch.setattr("gateway.audit.ledger.insert_records", broken)
+        with pytest.raises(OperationalError):
+            async with ledger.transaction() as tx:
+                tx.record(a_record(clock))
+        assert not ledger.healthy
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ledger.run())
+            await until(lambda: ledger.elected)
+            group.create_task(write())
+    assert caught.group_contains(OperationalError)
 
 
 async def test_index_column_needs_no_gap(db: Database, clock: FakeClock) -> None:

@@ -239,6 +239,12 @@ async def test_a_stored_tile_was_changed(ledger: Ledger, clock: FakeClock) -> No
     assert (report.exit_code, report.findings[0].damage) == (Layer.TREE, "tile hash mismatch")
 
 
+@pytest.mark.parametrize("origin", ["", "a b", "a+b", "a\nb"])
+def test_an_origin_must_be_a_key_name(origin: str) -> None:
+    with pytest.raises(Unavailable, match="cannot be named"):
+        Signer(origin, bytes(32))
+
+
 async def test_signer_files(tmp_path: Path) -> None:
     path = tmp_path / "signing.key"
     made = load_signer(path)
