@@ -79,15 +79,25 @@ class Guard:
         state = scope.setdefault("state", {})
         request_id = state.setdefault("request_id", f"req_{secrets.token_hex(8)}")
 
+        complete = False
+
         async def send_guarded(message: Message) -> None:
+            nonlocal complete
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("X-Request-Id", request_id)
                 self._add_headers(headers)
             await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
 
         answer = self._refusal(scope) or self._app
-        await answer(scope, receive, send_guarded)
+        try:
+            await answer(scope, receive, send_guarded)
+        except Exception:
+            # Answered by a page and logged by its place. Raised on, it would be printed with its
+            # message, which may hold a payload.
+            if not complete:
+                raise
 
     def _add_headers(self, headers: MutableHeaders) -> None:
         for name, value in _HEADERS:

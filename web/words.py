@@ -147,6 +147,21 @@ OUTCOMES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     }
 )
 
+CONFLICTS: Mapping[str, str] = MappingProxyType(
+    {
+        "already_decided": N_("Somebody was first: this request is already settled."),
+        "already_reviewed": N_("You have reviewed this request before; that review stands."),
+        "expired": N_("The deadline has passed. The call will not be made."),
+        "digest_stale": N_(
+            "The request is not the one you were shown. Look at it again before you decide."
+        ),
+        "digest_broken": N_(
+            "What is stored was altered since it was asked for. Nobody can approve it; tell "
+            "whoever runs Gatepass."
+        ),
+    }
+)
+
 ERRORS: Mapping[int, tuple[str, str]] = MappingProxyType(
     {
         400: (N_("This cannot be accepted"), N_("Go back and correct what is named above.")),

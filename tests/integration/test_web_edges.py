@@ -224,15 +224,23 @@ async def test_errors_are_pages_with_code_and_request_id(played: Stage) -> None:
     assert (await ann.delete("/inbox")).status_code == 405
 
 
-async def test_an_unexpected_failure_shows_no_inside(played: Stage, capsys) -> None:
+async def test_an_unexpected_failure_shows_no_inside(played: Stage, monkeypatch, capsys) -> None:
     ann = await played.signed_in("ann@example.org", "reviewer")
-    object.__setattr__(played.services, "envelope", None)
-    await played.ask()
-    answer = await ann.get("/inbox")
+
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("secret-payload")
+
+    monkeypatch.setattr("gateway.approvals.reading.listing", broken)
+    transport = httpx2.ASGITransport(played.app, raise_app_exceptions=True)
+    async with httpx2.AsyncClient(transport=transport, base_url=URL, cookies=ann.cookies) as strict:
+        answer = await strict.get("/inbox")
     assert answer.status_code == 500
     assert "internal_error" in answer.text
-    assert "NoneType" not in answer.text
+    assert "secret-payload" not in answer.text
     assert answer.headers["x-request-id"] in answer.text
+    printed = capsys.readouterr()
+    assert "secret-payload" not in printed.out + printed.err
+    assert "RuntimeError" in printed.out + printed.err
 
 
 async def test_a_part_that_cannot_answer_is_said_plainly(played: Stage, monkeypatch) -> None:

@@ -101,6 +101,7 @@ async def test_a_request_shows_everything(played: Stage) -> None:
         "declares this tool as destructive",
         "Send money from the house account.",
         "76 bytes",
+        "env:BANK",
     ):
         assert fact in text, fact
 
@@ -166,6 +167,30 @@ async def test_a_stale_digest_does_nothing_and_says_so(played: Stage) -> None:
     assert (await played.read(approval)).state == "pending"
     shown = await ann.get(f"/requests/{approval}/approve?digest=sha256:{'0' * 64}")
     assert shown.status_code == 409
+
+
+async def test_a_request_altered_in_the_database_cannot_be_decided(played: Stage) -> None:
+    approval = await played.ask()
+    digest = (await played.read(approval)).digest
+    ann = await played.signed_in("ann@example.org", "reviewer")
+    async with played.db.connection() as connection:
+        await connection.execute(text("UPDATE approval_requests SET tool = 'wipe'"))
+    form = {"verdict": "approve", "digest": digest}
+    answer = await ann.post(f"/requests/{approval}/reviews", data=form)
+    assert answer.status_code == 409
+    assert "Nobody can approve it" in answer.text
+    assert (await played.read(approval)).state == "pending"
+
+
+async def test_after_the_deadline_it_is_too_late(played: Stage, clock: FakeClock) -> None:
+    approval = await played.ask()
+    digest = (await played.read(approval)).digest
+    ann = await played.signed_in("ann@example.org", "reviewer")
+    clock.advance(3601)
+    form = {"verdict": "approve", "digest": digest}
+    answer = await ann.post(f"/requests/{approval}/reviews", data=form)
+    assert answer.status_code == 409
+    assert "The deadline has passed." in answer.text
 
 
 async def test_who_comes_second_learns_who_was_first(played: Stage) -> None:

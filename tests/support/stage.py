@@ -31,6 +31,7 @@ from gateway.config import Settings
 from gateway.exchange.messages import Call, Observed, ServerFacts
 from gateway.identity import login, people
 from gateway.policy.rules import parse
+from gateway.registry.directory import Directory
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.tables import App, Server, ToolDefinition
@@ -71,6 +72,7 @@ class Stage:
         self.ledger = make_ledger(db, clock)
         self.envelope = Envelope(bytes(range(32)))
         self.wakeups = Wakeups(db)
+        self.directory = Directory(db)
         self.approvals = Approvals(self.ledger, self.envelope, self.wakeups)
         self.kept: dict[str, Kept] = {}
         self._calls = 0
@@ -82,6 +84,7 @@ class Stage:
             wakeups=self.wakeups,
             approvals=self.approvals,
             clock=clock,
+            directory=self.directory,
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         web.mount(self.app, self.services)
@@ -137,6 +140,7 @@ class Stage:
         rules = Rules(parse([rule]), "sha256:" + "1" * 64, {}, timedelta(hours=1))
         opened, _ = await holding.open_hold(self.approvals, ended, rules, now=now)
         self.kept[opened[0].approval_id] = kept
+        await self.directory.reload()
         return opened[0].approval_id
 
     async def _register(self, wish: Wish) -> None:
@@ -150,6 +154,7 @@ class Stage:
                     id=f"srv_{wish.server}",
                     label=wish.server,
                     url=wish.url,
+                    credential={"header": "Authorization", "scheme": "Bearer", "from": "env:BANK"},
                     created_at=now,
                     changed_at=now,
                 )

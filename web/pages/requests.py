@@ -21,7 +21,7 @@ from gateway.approvals.views import ApprovalView
 from gateway.errors import Conflict, Refused
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
-from web import arguments, checks, frame, visible
+from web import arguments, checks, frame, visible, words
 from web.pages import inbox, telling
 from web.pages.telling import Teller
 
@@ -79,6 +79,7 @@ async def show(request: Request, approval_id: str, reader: Looking) -> Response:
     view = await _read(request, approval_id)
     tell = await _teller(request)
     definition = telling.definition(view)
+    servers = frame.web(request).services.directory.view.servers
     return await frame.page(
         request,
         "request.html",
@@ -88,6 +89,7 @@ async def show(request: Request, approval_id: str, reader: Looking) -> Response:
         outcome=tell.outcome(view),
         timeline=tell.timeline(view),
         objection=tell.objection(view, reader),
+        credential=tell.credential(servers.get(view.server_id)),
         definition=definition,
         definition_signs=tell.hazards(definition),
         check=await checks.decision(frame.web(request).services, view),
@@ -104,8 +106,10 @@ async def confirm(
 ) -> Response:
     """The page that commits without script; it shows everything once more and decides nothing."""
     view = await _read(request, approval_id)
-    if view.state != lifecycle.PENDING or digest not in ("", view.digest):
+    if view.state != lifecycle.PENDING:
         return await _conflict(request, view, "already_decided", None)
+    if digest not in ("", view.digest):
+        return await _conflict(request, view, "digest_stale", None)
     return await _form(request, view, verdict)
 
 
@@ -182,4 +186,7 @@ async def _form(
 async def _conflict(
     request: Request, view: ApprovalView, code: str, values: ReviewForm | None
 ) -> Response:
-    return await frame.page(request, "conflict.html", 409, view=view, code=code, values=values)
+    sentence = words.CONFLICTS.get(code, words.CONFLICTS["digest_stale"])
+    return await frame.page(
+        request, "conflict.html", 409, view=view, code=code, values=values, sentence=sentence
+    )

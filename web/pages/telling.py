@@ -18,6 +18,7 @@ from gateway.approvals.views import ApprovalView, DecisionView, ReviewView
 from gateway.errors import Refused
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission, allowed
+from gateway.registry.directory import ServerView
 from web import arguments, visible, words
 from web.formats import seen
 from web.rendering import Interface, Renderer
@@ -135,6 +136,19 @@ class Teller:
             names = ", ".join(sorted(standing.groups))
             return self.say(N_("Only members of %(groups)s may decide."), groups=seen(names))
         return why
+
+    def credential(self, server: ServerView | None) -> Markup:
+        """What proves to the server who calls, by name; nobody here can see the value."""
+        if server is None:
+            return self.say(N_("the server is not registered any more"))
+        if server.credential is None:
+            return self.say(N_("none"))
+        header, reference = server.credential.header, str(server.credential.ref)
+        return self.say(
+            N_("header %(header)s, value from %(reference)s"),
+            header=seen(header),
+            reference=seen(reference),
+        )
 
     def outcome(self, view: ApprovalView) -> Outcome | None:
         """How it ended and what happened next; None while it waits."""

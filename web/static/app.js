@@ -122,6 +122,7 @@ function busy() {
 
 async function refresh() {
   const answer = await fetch(location.href, { headers: { "Gatepass-Live": "1" } });
+  if (answer.redirected && !busy()) location.reload(); // signed out meanwhile
   if (!answer.ok || answer.redirected) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const fresh = find("#live-region", page);
@@ -159,9 +160,9 @@ function announce(page) {
 function listen() {
   if (!live || !region() || source) return;
   source = new EventSource("/live");
-  source.addEventListener("open", () => { say("on"); refresh(); });
-  source.addEventListener("error", () => say("off"));
-  source.addEventListener("requests", () => { clearTimeout(pause); pause = setTimeout(refresh, 150); });
+  source.addEventListener("open", () => { say("on"); refresh().catch(() => {}); });
+  source.addEventListener("error", () => say("off")); // the browser tries again by itself
+  source.addEventListener("requests", () => { clearTimeout(pause); pause = setTimeout(() => refresh().catch(() => {}), 150); });
 }
 
 document.addEventListener("visibilitychange", () => {
@@ -172,5 +173,11 @@ document.addEventListener("visibilitychange", () => {
 awaken();
 tick();
 setInterval(tick, 1000);
+// Where no stream comes through, the page asks now and then.
+setInterval(() => {
+  if (!region() || live?.dataset.state !== "off") return;
+  if (source?.readyState === EventSource.CLOSED) { source = undefined; listen(); }
+  refresh().catch(() => {});
+}, 10_000);
 listen();
 if (root.dataset.zone === "") remember({ zone: Intl.DateTimeFormat().resolvedOptions().timeZone });
