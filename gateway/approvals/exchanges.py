@@ -189,7 +189,7 @@ async def save(
         ),
     )
     if changed != 1:
-        raise Conflict(f"The exchange {kept.id} is in other hands.", code="exchange_claimed")
+        raise _claimed(kept)
 
 
 async def begin_sending(
@@ -213,7 +213,7 @@ async def begin_sending(
             .values(state="sending", fence=kept.fence + 1),
         )
         if changed != 1:
-            raise Conflict(f"The exchange {kept.id} is in other hands.", code="exchange_claimed")
+            raise _claimed(kept)
         marked = await compare_and_set(
             tx.session,
             update(ApprovalRequest)
@@ -313,18 +313,28 @@ class Ending:
 
 
 async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetime) -> None:
-    """Keep the final response, record the end. Waits for the signed head."""
+    """Keep the final response, record the end. Waits for the signed head.
+
+    Raises `Conflict` when another process has claimed the exchange.
+    """
     response = ending.response
     state = {"failed": "failed", "cancelled": "cancelled"}.get(ending.outcome, "done")
     final = None
     if response is not None:
         final = context.envelope.seal(kept.data_key, kept.id, "final", orjson.dumps(response))
     async with context.ledger.transaction() as tx:
-        await tx.session.exec(
+        changed = await compare_and_set(
+            tx.session,
             update(Exchange)
-            .where(col(Exchange.id) == kept.id, col(Exchange.fence) == kept.fence)
-            .values(state=state, final=final, rounds=ending.rounds, finished_at=now, snapshot=None)
+            .where(
+                col(Exchange.id) == kept.id,
+                col(Exchange.state) == kept.state,
+                col(Exchange.fence) == kept.fence,
+            )
+            .values(state=state, final=final, rounds=ending.rounds, finished_at=now, snapshot=None),
         )
+        if changed != 1:
+            raise _claimed(kept)
         for item in (response or {}).get("output") or []:
             if item.get("type") in {"mcp_call", "mcp_list_tools", "mcp_approval_request"}:
                 await tx.session.merge(
@@ -349,6 +359,10 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
         )
     kept.state = state
     await tx.sealed()
+
+
+def _claimed(kept: Kept) -> Conflict:
+    return Conflict(f"The exchange {kept.id} is in other hands.", code="exchange_claimed")
 
 
 def item_digest(item: Mapping[str, Any]) -> str:

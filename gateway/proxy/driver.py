@@ -109,6 +109,7 @@ class Driver:
         self._approvals = dict(approvals or {})
         self._named = len(self._exchange.upstream_ids)
         self._cancel: str | None = None
+        self._last: list[Emit] = []  # the frames of the end
         self._sending: set[str] = set()  # marked as being sent, not observed yet
 
     def cancel(self, reason: str) -> None:
@@ -137,7 +138,7 @@ class Driver:
             await self._finish(turn)
         except Exception as error:
             log.exception("exchange.failed", exchange=self._kept.id)
-            self._give_up(error)
+            await self._give_up(error)
 
     # --- commands ---------------------------------------------------------------------------
 
@@ -163,10 +164,15 @@ class Driver:
         return turn
 
     async def _carry_out_some(self, commands: list[Command]) -> Turn | None:
+        ends = bool(commands) and isinstance(commands[-1], Finished)
         for command in commands:
             match command:
                 case Emit():
-                    self._live.emit(command)
+                    if ends:
+                        # The app learns of the end when it can be retrieved, not before.
+                        self._last.append(command)
+                    else:
+                        self._live.emit(command)
                 case Listed():
                     await self._listed(command)
                 case Observed():
@@ -188,11 +194,13 @@ class Driver:
 
     async def _observed(self, observed: Observed) -> None:
         approval_id = self._approvals.get(observed.request_id)
-        if approval_id in self._sending:
-            self._sending.discard(approval_id)
-            await exchanges.observe(
-                self._context, self._kept, approval_id, observed, now=self._tools.clock()
-            )
+        if approval_id is not None and approval_id in self._sending:
+            await self._observe(approval_id, observed)
+
+    async def _observe(self, approval_id: str, observed: Observed) -> None:
+        now = self._tools.clock()
+        await exchanges.observe(self._context, self._kept, approval_id, observed, now=now)
+        self._sending.discard(approval_id)
 
     async def _mismatch(self, mismatch: Mismatch) -> None:
         log.error("execution.mismatch", exchange=self._kept.id, why=mismatch.why)
@@ -333,35 +341,49 @@ class Driver:
             if finished.outcome != "completed":
                 # Nobody is asked about calls of a round that failed; Azure will be told no.
                 await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+        await self._conclude(finished)
+
+    async def _conclude(self, finished: Finished) -> None:
+        """Record the end, then tell it."""
         error = (finished.fault.body.get("error") if finished.fault else None) or {}
-        await exchanges.finish(
-            self._context,
-            self._kept,
-            Ending(
-                finished.outcome,
-                self._exchange.stitcher.round + 1,
-                finished.response,
-                str(error.get("code")) if error.get("code") else None,
-            ),
-            now=self._tools.clock(),
+        code = error.get("code")
+        ending = Ending(
+            finished.outcome,
+            len(self._exchange.upstream_ids),
+            finished.response,
+            str(code) if code else None,
         )
+        await exchanges.finish(self._context, self._kept, ending, now=self._tools.clock())
+        for frame in self._last:
+            self._live.emit(frame)
         self._live.finish(finished)
 
-    def _give_up(self, error: Exception) -> None:
-        """Tell the app at least. What the database has says how far it came."""
-        message = error.message if isinstance(error, GatepassError) else (
-            "The gateway could not go on with this request."
-        )  # fmt: skip
+    async def _give_up(self, error: Exception) -> None:
+        """Something of ours failed: tell the app, and record as much as can be recorded.
+
+        What cannot be recorded now, the next process finds as it was left.
+        """
+        known = isinstance(error, GatepassError)
         body = {
-            "message": message,
+            "message": str(error) if known else "The gateway could not go on with this request.",
             "type": "server_error",
             "param": None,
-            "code": getattr(error, "code", "internal_error"),
+            "code": error.code if isinstance(error, GatepassError) else "internal_error",
         }
         fault = Fault(503, {"error": body}, {"x-should-retry": "false"})
         response = None
         if self._exchange.id is not None:
-            for kind, data in self._exchange.stitcher.failure(body, told=False):
-                self._live.emit(Emit(kind, data))
-                response = data.get("response")
-        self._live.finish(Finished("failed", response, fault))
+            frames = self._exchange.stitcher.failure(body, told=False)
+            self._last = [Emit(kind, data) for kind, data in frames]
+            response = frames[-1][1]["response"]
+        finished = Finished("failed", response, fault)
+        try:
+            for approval_id in tuple(self._sending):
+                await self._observe(approval_id, Observed(approval_id, "unknown"))
+            await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+            await self._conclude(finished)
+        except Exception:
+            log.exception("exchange.end_not_recorded", exchange=self._kept.id)
+            for frame in self._last:
+                self._live.emit(frame)
+            self._live.finish(finished)

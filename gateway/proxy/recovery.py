@@ -48,7 +48,7 @@ class Recovery:
         response = None
         if saved.document:
             exchange = Exchange.restore(saved.document["machine"])
-            rounds = exchange.stitcher.round + 2
+            rounds = len(exchange.upstream_ids)
             response = _failed(exchange, code)
         ending = Ending("failed", rounds, response, code)
         await exchanges.finish(self.tools.context, saved.kept, ending, now=self.tools.clock())

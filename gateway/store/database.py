@@ -110,7 +110,10 @@ def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) ->
         "synchronous=FULL",  # NORMAL survives a kill, not a power loss
         "foreign_keys=ON",
         "busy_timeout=10000",
-        "secure_delete=ON",
+        "secure_delete=FAST",  # wipes what is deleted wherever that costs no extra write
+        "wal_autocheckpoint=8000",
+        "cache_size=-65536",
+        "temp_store=MEMORY",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

@@ -41,6 +41,12 @@ def _json(*, nullable: bool = False) -> Any:
     return Field(default=None if nullable else ..., sa_column=Column(JSON, nullable=nullable))
 
 
+def _where_known(table: str, column: str) -> Index:
+    """An index of the rows in which `column` is not null."""
+    condition = text(f"{column} IS NOT NULL")
+    return Index(f"ix_{table}_{column}", column, sqlite_where=condition, postgresql_where=condition)
+
+
 # --- what is configured ---------------------------------------------------------------------
 
 
@@ -230,7 +236,15 @@ class ResponseId(SQLModel, table=True):
 
     __tablename__ = "response_ids"
     response_id: str = Field(primary_key=True)
-    exchange_id: str = Field(index=True)
+    __table_args__ = (
+        Index(
+            "ix_response_ids_exchange_id",
+            "exchange_id",
+            sqlite_where=text("exchange_id <> ''"),
+            postgresql_where=text("exchange_id <> ''"),
+        ),
+    )
+    exchange_id: str  # empty for a request that passed through
     app_id: str
     round: int
     mediated: bool = False  # an exchange with MCP tools: its object lives with us
@@ -327,6 +341,9 @@ class AuditRecord(SQLModel, table=True):
             sqlite_where=text('"index" IS NULL'),
             postgresql_where=text('"index" IS NULL'),
         ),
+        # Most records are of requests that passed through: they pay for no index they need not.
+        _where_known("audit_records", "exchange"),
+        _where_known("audit_records", "approval"),
     )
     position: int | None = Field(default=None, primary_key=True)
     id: str = Field(unique=True)
@@ -334,13 +351,13 @@ class AuditRecord(SQLModel, table=True):
     leaf_hash: bytes = _sealed()
     body: bytes = _sealed()
     kind: str = Field(index=True)
-    ts: datetime = _time(index=True)
-    actor: str | None = Field(default=None, index=True)
+    ts: datetime = _time()
+    actor: str | None = None
     app: str | None = Field(default=None, index=True)
     server: str | None = None
     tool: str | None = None
-    exchange: str | None = Field(default=None, index=True)
-    approval: str | None = Field(default=None, index=True)
+    exchange: str | None = None
+    approval: str | None = None
 
 
 class AuditTile(SQLModel, table=True):

@@ -63,12 +63,22 @@ def upgrade() -> None:
         sa.UniqueConstraint("index", name=op.f("uq_audit_records_index")),
     )
     with op.batch_alter_table("audit_records", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_audit_records_actor"), ["actor"], unique=False)
         batch_op.create_index(batch_op.f("ix_audit_records_app"), ["app"], unique=False)
-        batch_op.create_index(batch_op.f("ix_audit_records_approval"), ["approval"], unique=False)
-        batch_op.create_index(batch_op.f("ix_audit_records_exchange"), ["exchange"], unique=False)
+        batch_op.create_index(
+            "ix_audit_records_approval",
+            ["approval"],
+            unique=False,
+            sqlite_where=sa.text("approval IS NOT NULL"),
+            postgresql_where=sa.text("approval IS NOT NULL"),
+        )
+        batch_op.create_index(
+            "ix_audit_records_exchange",
+            ["exchange"],
+            unique=False,
+            sqlite_where=sa.text("exchange IS NOT NULL"),
+            postgresql_where=sa.text("exchange IS NOT NULL"),
+        )
         batch_op.create_index(batch_op.f("ix_audit_records_kind"), ["kind"], unique=False)
-        batch_op.create_index(batch_op.f("ix_audit_records_ts"), ["ts"], unique=False)
         batch_op.create_index(
             "ix_audit_records_unsequenced",
             ["position"],
@@ -157,7 +167,11 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("response_ids", schema=None) as batch_op:
         batch_op.create_index(
-            batch_op.f("ix_response_ids_exchange_id"), ["exchange_id"], unique=False
+            "ix_response_ids_exchange_id",
+            ["exchange_id"],
+            unique=False,
+            sqlite_where=sa.text("exchange_id <> ''"),
+            postgresql_where=sa.text("exchange_id <> ''"),
         )
 
     op.create_table(
@@ -392,7 +406,11 @@ def downgrade() -> None:
     op.drop_table("sealed_secrets")
     op.drop_table("reviewer_groups")
     with op.batch_alter_table("response_ids", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_response_ids_exchange_id"))
+        batch_op.drop_index(
+            "ix_response_ids_exchange_id",
+            sqlite_where=sa.text("exchange_id <> ''"),
+            postgresql_where=sa.text("exchange_id <> ''"),
+        )
 
     op.drop_table("response_ids")
     with op.batch_alter_table("policy_versions", schema=None) as batch_op:
@@ -417,12 +435,18 @@ def downgrade() -> None:
             sqlite_where=sa.text('"index" IS NULL'),
             postgresql_where=sa.text('"index" IS NULL'),
         )
-        batch_op.drop_index(batch_op.f("ix_audit_records_ts"))
         batch_op.drop_index(batch_op.f("ix_audit_records_kind"))
-        batch_op.drop_index(batch_op.f("ix_audit_records_exchange"))
-        batch_op.drop_index(batch_op.f("ix_audit_records_approval"))
+        batch_op.drop_index(
+            "ix_audit_records_exchange",
+            sqlite_where=sa.text("exchange IS NOT NULL"),
+            postgresql_where=sa.text("exchange IS NOT NULL"),
+        )
+        batch_op.drop_index(
+            "ix_audit_records_approval",
+            sqlite_where=sa.text("approval IS NOT NULL"),
+            postgresql_where=sa.text("approval IS NOT NULL"),
+        )
         batch_op.drop_index(batch_op.f("ix_audit_records_app"))
-        batch_op.drop_index(batch_op.f("ix_audit_records_actor"))
 
     op.drop_table("audit_records")
     with op.batch_alter_table("audit_checkpoints", schema=None) as batch_op:
