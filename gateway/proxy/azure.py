@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from gateway.errors import Conflict, GatepassError, Unavailable
 from gateway.exchange.document import dump
@@ -80,6 +81,8 @@ class Azure:
         self._upstream = upstream
         self._directory = directory
         self._vault = vault
+        # Parsing an address costs as much as parsing a request: the usual one is kept.
+        self._create = URL(upstream.url + "responses") if upstream else None
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
 
@@ -119,13 +122,18 @@ class Azure:
             headers["content-type"] = "application/json"
         async with session.request(
             method,
-            self._upstream.url + path,
-            params=dict(wire.query),
+            self._address(path, wire.query),
             headers=headers,
             data=body,
             allow_redirects=False,
         ) as response:
             yield response
+
+    def _address(self, path: str, query: Mapping[str, str]) -> URL:
+        if path == "responses" and not query and self._create is not None:
+            return self._create
+        root = self._upstream.url if self._upstream else ""
+        return URL(root + path).with_query(dict(query))
 
     # --- a round ----------------------------------------------------------------------------
 

@@ -21,7 +21,17 @@ class ClientGone(Exception):
 class Call:
     """One request of an app: its line, its headers, its body once read."""
 
-    __slots__ = ("_receive", "_send", "headers", "id", "method", "path", "query", "started")
+    __slots__ = (
+        "_headers",
+        "_lines",
+        "_receive",
+        "_send",
+        "id",
+        "method",
+        "path",
+        "query",
+        "started",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -35,17 +45,22 @@ class Call:
             if scope["query_string"]
             else []
         )
-        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._lines: list[tuple[bytes, bytes]] = scope["headers"]
+        self._headers = dict(self._lines)
         self.id = "req_" + secrets.token_hex(12)
         self.started = False
 
     def header(self, name: str) -> str | None:
         """The value of a header; raises `Refused` when it was sent more than once."""
         wanted = name.encode()
-        found = [value for key, value in self.headers if key == wanted]
-        if len(found) > 1:
+        value: bytes | None = self._headers.get(wanted)
+        if value is None:
+            return None
+        # The dictionary has the last of several. Most requests repeat no header at all.
+        repeats = len(self._headers) != len(self._lines)
+        if repeats and sum(key == wanted for key, _ in self._lines) > 1:
             raise Refused(f"The header '{name}' was sent more than once.", code="duplicate_header")
-        return found[0].decode("latin-1") if found else None
+        return value.decode("latin-1")
 
     async def body(self, limit: int) -> bytes:
         """The whole body; raises `Refused` (413, 415) or `ClientGone`."""

@@ -44,7 +44,7 @@ _ROUTE = re.compile(
     r"/responses(?:/(?P<id>[A-Za-z0-9_-]{1,256})(?:/(?P<action>cancel|input_items))?)?$"
 )
 _FORWARDED = ("user-agent", "x-ms-oai-image-generation-deployment", "x-ms-client-request-id")
-_API_VERSIONS = frozenset({"preview", "v1", "latest"})
+_PASSED_QUERY = frozenset(("api-version", value) for value in ("preview", "v1", "latest"))
 _NEVER = (
     (re.compile(r"/(realtime|live)(/|$)"), "It could call MCP tools that nobody would see."),
     (re.compile(r"/(assistants|threads|agents|chatkit|evals|batches|vaults)(/|$)"),
@@ -319,11 +319,7 @@ def _label(binding: Binding) -> str:
 
 def _wire(call: Call) -> Wire:
     headers = {name: value for name in _FORWARDED if (value := call.header(name)) is not None}
-    query = {
-        name: value
-        for name, value in call.query
-        if name == "api-version" and value in _API_VERSIONS
-    }
+    query = {name: value for name, value in call.query if (name, value) in _PASSED_QUERY}
     return Wire(headers, query)
 
 

@@ -1,0 +1,167 @@
+"""The members that records may have beside the envelope: their types and what they mean.
+
+Owns the types; which kind of record has which member is said in `kinds`. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import TypeAlias
+
+JSONValue: TypeAlias = bool | int | str | Sequence["JSONValue"] | Mapping[str, "JSONValue"]
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z", re.ASCII)
+_COMMIT = re.compile(r"hmac-sha256:[0-9a-f]{64}\Z", re.ASCII)
+_LONG = 512
+_TOO_LARGE = 2**53
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a field holds (`type`, for people and checks) and what it means."""
+
+    type: str
+    meaning: str
+
+    @cached_property
+    def fits(self) -> Callable[[object], bool]:
+        """Tells whether a value is of this type."""
+        return _TYPES[self.type]
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONG
+
+
+def _integer(value: object) -> bool:
+    return type(value) is int and -_TOO_LARGE < value < _TOO_LARGE
+
+
+def _digest(value: object) -> bool:
+    return isinstance(value, str) and _DIGEST.match(value) is not None
+
+
+def _names(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(_text(item) for item in value)
+
+
+def _commitment(value: object) -> bool:
+    if not isinstance(value, Mapping) or not set(value) <= {"commit", "bytes", "class"}:
+        return False
+    mark = value.get("commit")
+    if not (isinstance(mark, str) and _COMMIT.match(mark)):
+        return False
+    return _integer(value.get("bytes", 0)) and _text(value.get("class", ""))
+
+
+def _decision(value: object) -> bool:
+    if not isinstance(value, Mapping) or set(value) != {"value", "by"}:
+        return False
+    by = {"reviewers", "policy", "grant", "expiry", "cancelled"}
+    return value["value"] in {"approve", "deny"} and value["by"] in by
+
+
+def _one_of(*words: str) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and value in words
+
+
+_TYPES: Mapping[str, Callable[[object], bool]] = MappingProxyType(
+    {
+        "text": _text,
+        "integer": _integer,
+        "boolean": lambda value: type(value) is bool,
+        "digest": _digest,
+        "list of texts": _names,
+        "commitment": _commitment,
+        "decision": _decision,
+        "allow, hold or deny": _one_of("allow", "hold", "deny"),
+        "approve or deny": _one_of("approve", "deny"),
+    }
+)
+
+FIELDS: Mapping[str, Field] = MappingProxyType(
+    {
+        "approvals": Field("list of texts", "the approval requests released together"),
+        "approve": Field("boolean", "what was sent: true releases the call, false refuses it"),
+        "args": Field("commitment", "the raw arguments: blinded commitment, length, strictness"),
+        "background": Field("boolean", "whether the app asked for a background response"),
+        "before": Field("digest", "what it was before the change"),
+        "body": Field("commitment", "the app's request body: blinded commitment and length"),
+        "bytes_in": Field("integer", "length of the request body"),
+        "bytes_out": Field("integer", "length of the answer"),
+        "call": Field("text", "the id the upstream gave to the call"),
+        "calls": Field("integer", "how many calls were proposed"),
+        "changes": Field("list of texts", "the names of the members that changed"),
+        "channel": Field("text", "where the review was given: web, api or cli"),
+        "code": Field("text", "the stable code of the refusal or failure"),
+        "count": Field("integer", "how many times since the last such record"),
+        "decision": Field("decision", "`value` (approve or deny) and `by` whom or what"),
+        "deadline": Field("text", "until when the request may be decided"),
+        "definition": Field("digest", "digest of what was configured"),
+        "digest": Field("digest", "digest of exactly what the reviewer was shown"),
+        "disabled": Field("boolean", "whether the person or app is now shut out"),
+        "effect": Field("allow, hold or deny", "what policy said about the call"),
+        "epoch": Field("integer", "which election of the sequencer this belongs to"),
+        "error": Field("text", "stable code of the upstream's error"),
+        "expires": Field("text", "when it stops being valid"),
+        "fence": Field("integer", "number of the claim under which it was sent"),
+        "files": Field("integer", "how many files were read"),
+        "filters": Field("list of texts", "the names of the filters in use"),
+        "from": Field("text", "the state before"),
+        "groups": Field("list of texts", "the reviewer groups that may decide"),
+        "header": Field("text", "the name of the header that carries the credential"),
+        "input_tokens": Field("integer", "tokens read by the model"),
+        "key_id": Field("text", "the public id of the key, never the key"),
+        "match": Field("boolean", "whether what was executed is what was approved"),
+        "members": Field("integer", "how many members there are now"),
+        "method": Field("text", "how: an HTTP method, or a way to sign in"),
+        "milliseconds": Field("integer", "how long it took"),
+        "mode": Field("text", "how the app waits: hold or return"),
+        "model": Field("text", "the model or deployment asked for"),
+        "name": Field("text", "the name given to the app, server, policy, group or tool"),
+        "note": Field("commitment", "the reviewer's private note: blinded commitment"),
+        "number": Field("integer", "the version number"),
+        "observed": Field("digest", "digest of what was really executed"),
+        "outcome": Field("text", "how it ended"),
+        "output_tokens": Field("integer", "tokens written by the model"),
+        "payloads": Field("boolean", "whether opened payloads were handed out too"),
+        "policy": Field("digest", "the policy in force"),
+        "quorum": Field("integer", "how many approving reviews are needed"),
+        "reason": Field("commitment", "the reason given: blinded commitment"),
+        "reconciled": Field("boolean", "whether a person settled an unknown outcome"),
+        "reference": Field("text", "where the secret lives, never its value"),
+        "request": Field("text", "the request id"),
+        "requester": Field("text", "the user for whom the app acted, where known by id"),
+        "require_reason": Field("boolean", "whether an approval needs a reason"),
+        "review": Field("text", "the id of the review"),
+        "roles": Field("list of texts", "the roles of the person"),
+        "round": Field("integer", "the upstream round inside the exchange"),
+        "rounds": Field("integer", "how many upstream rounds there were"),
+        "route": Field("text", "the route that was asked for"),
+        "rule": Field("text", "the name of the deciding rule"),
+        "rules": Field("integer", "how many rules there are"),
+        "servers": Field("list of texts", "labels of the servers"),
+        "session": Field("text", "short public mark of the session, not its code"),
+        "signals": Field("list of texts", "codes of the risk signals shown"),
+        "size": Field("integer", "number of records in the ledger"),
+        "source": Field("text", "where the change came from"),
+        "status": Field("integer", "the HTTP status answered"),
+        "stored": Field("boolean", "whether the upstream keeps the response"),
+        "streamed": Field("boolean", "whether the answer was a stream"),
+        "to": Field("text", "the state after"),
+        "token_id": Field("text", "the public id of the token, never the token"),
+        "tooldef": Field("digest", "the tool definition: name, description, schema"),
+        "url": Field("text", "the address of the server"),
+        "verdict": Field("approve or deny", "what the reviewer said"),
+        "version": Field("text", "the version of the product"),
+        "view": Field("digest", "digest of the text the reviewer saw"),
+        "vkey": Field("text", "the verifier key of the signed heads"),
+        "what": Field("list of texts", "the names of the members that were replaced or removed"),
+        "where": Field("text", "in which part of the request"),
+        "why": Field("text", "the ruling in one sentence, without payload"),
+    }
+)
