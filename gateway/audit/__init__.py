@@ -1,6 +1,6 @@
 """What happened, provably: records, the tree over them, signed heads, proofs, exports.
 
-records, kinds   what may be written, and its canonical bytes          (pure)
+records, kinds   what may be written (kinds_*, fields), its exact bytes  (pure)
 tree             RFC 9162 hashes, proofs, tiles                        (pure)
 checkpoint       signed notes, heads, receipts                         (pure)
 verification     whether a ledger or an exported folder is sound       (pure)
