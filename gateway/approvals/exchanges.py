@@ -366,8 +366,20 @@ def _claimed(kept: Kept) -> Conflict:
 
 
 def item_digest(item: Mapping[str, Any]) -> str:
-    """What an item handed to an app is recognised by when it comes back."""
-    return hashlib.sha256(orjson.dumps(item, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    """What an item handed to an app is recognised by when it comes back.
+
+    Some clients write absent members out as null: that is no change.
+    """
+    known = _without_nulls(item)
+    if isinstance(tools := known.get("tools"), list):
+        known["tools"] = [
+            _without_nulls(tool) if isinstance(tool, dict) else tool for tool in tools
+        ]
+    return hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _without_nulls(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
 
 
 # --- reading --------------------------------------------------------------------------------

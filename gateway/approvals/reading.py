@@ -147,6 +147,9 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
         answer = lifecycle.answer(row.state, opener.text(f"reason:{row.id}", row.reason))
         if answer is not None and answer.approve and row.execution != "not_sent":
             answer = Answer(approve=False, reason="This call has already been carried out.")
+        elif exchange.state in {"failed", "cancelled"}:
+            # The app was told that it came to nothing: going on must not carry it out after all.
+            answer = Answer(approve=False, reason="The request for this call failed.")
         payload = opener.payload(row)
         call = Call(row.upstream_id, payload["label"], row.tool, payload["arguments"], row.round)
         calls.append(LeftOpen(row.id, call, answer))

@@ -187,6 +187,10 @@ class Stitcher:
             shown = self._place(upstream, item)
             if shown is not None and self.items[shown] is None:
                 self.items[shown] = self._shown_item(item)
+        if not self.transparent:  # else the app gets this very object
+            self._add_up(response)
+
+    def _add_up(self, response: Json) -> None:
         for name in _SUMMED:
             if isinstance(response.get(name), dict):
                 self.summed[name] = _added(self.summed.get(name, {}), response[name])

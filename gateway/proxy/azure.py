@@ -89,14 +89,15 @@ class Azure:
     async def open(self) -> None:
         """Make the two connection pools."""
         silence = self._upstream.timeout if self._upstream else 600.0
-        timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_connect=10, sock_read=silence)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence)
         for name, close in (("_pooled", False), ("_fresh", True)):
             connector = aiohttp.TCPConnector(limit=0, force_close=close)
             session = aiohttp.ClientSession(
                 connector=connector,
                 timeout=timeout,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent",),
+                # A compressed stream would be held back until a block is full.
+                headers={"accept-encoding": "identity", "user-agent": "gatepass"},
             )
             setattr(self, name, session)
 

@@ -109,6 +109,7 @@ class Driver:
         self._approvals = dict(approvals or {})
         self._named = len(self._exchange.upstream_ids)
         self._cancel: str | None = None
+        self._sign_of_life = 0.0  # when the app last got one while it waits
         self._last: list[Emit] = []  # the frames of the end
         self._sending: set[str] = set()  # marked as being sent, not observed yet
 
@@ -228,6 +229,8 @@ class Driver:
             self._tools.azure.round(turn, self._assignment.wire)
         ) as events:
             async for event in events:
+                if isinstance(event, Broken) and self._cancel is not None:
+                    event = Cancelled(self._cancel)  # this is how Azure ends a cancelled stream
                 next_turn = await self._feed(event)
                 if next_turn is not None:
                     return next_turn
@@ -259,7 +262,8 @@ class Driver:
         if next_turn is not None:
             return next_turn
         holds_open.inc()
-        self._live.hold(asyncio.get_running_loop().time())
+        self._sign_of_life = asyncio.get_running_loop().time()
+        self._live.hold(self._sign_of_life)
         try:
             return await self._wait()
         finally:
@@ -307,24 +311,29 @@ class Driver:
                 if answer is None
             ]
             given = await reading.answers(self._context.db, self._context.envelope, waiting)
+            if (reason := self._unwanted()) is not None:
+                # Before the answers: a call that was withdrawn reads as denied.
+                await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+                return await self._carry_out(self._exchange.receive(Cancelled(reason)))
             for approval_id, answer in given.items():
                 turn = await self._feed(Decided(request_ids[approval_id], answer))
                 if turn is not None:
                     return turn
-            if (reason := self._unwanted()) is not None:
-                await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
-                return await self._carry_out(self._exchange.receive(Cancelled(reason)))
             if not given:
                 await self._pause([name for name in waiting if name not in given])
 
     async def _pause(self, approval_ids: list[str]) -> None:
+        """Until something was decided, a sign of life is due, or nobody came back in time."""
+        loop = asyncio.get_running_loop()
         pause = self._tools.keepalive.total_seconds()
-        quiet = len(self._live.frames)
-        await self._context.wakeups.wait([*approval_ids, self._kept.id], pause)
-        if self._assignment.keepalive and self._kept.streamed and quiet == len(self._live.frames):
-            held = self._live.held_since
-            now = asyncio.get_running_loop().time()
-            if held is not None and now - held >= pause and self._exchange.id is not None:
+        grace = self._tools.grace.total_seconds()
+        left = grace - (self._live.abandoned(loop.time()) or 0)
+        due = self._sign_of_life + pause - loop.time()
+        ids = [*approval_ids, self._kept.id]
+        await self._context.wakeups.wait(ids, max(0.01, min(left, due)))
+        if loop.time() >= self._sign_of_life + pause:
+            self._sign_of_life = loop.time()
+            if self._assignment.keepalive and self._kept.streamed and self._exchange.id is not None:
                 self._live.emit(self._exchange.keepalive())
 
     def _unwanted(self) -> str | None:

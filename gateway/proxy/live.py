@@ -90,6 +90,12 @@ class Live:
         """How many connections read along."""
         return self._attached
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether it failed before anything was begun: a retry is to try, not to hear it again."""
+        fault = self.finished.fault if self.finished is not None else None
+        return fault is not None and fault.headers.get("x-should-retry") != "false"
+
     async def wait_for_end(self, changed: asyncio.Event) -> None:
         """Until it is finished. `changed` comes from `reading`."""
         while self.finished is None:
@@ -158,14 +164,15 @@ class Hub:
         """The exchange that an identical request joins.
 
         A request that says it is a retry joins whatever is there; one that does not (some
-        clients never say so) joins only an exchange whose own connection is gone.
+        clients never say so) joins only an exchange whose own connection is gone. One that failed
+        before it began is not joined but tried again.
         """
         for live in reversed(self._live.values()):
             if (live.kept.app_id, live.kept.body_digest) != (app_id, body_digest):
                 continue
             waits = live.finished is None and live.listeners == 0 and not live.detached
             if is_retry or waits:
-                return live
+                return None if live.repeatable else live
         return None
 
 

@@ -7,6 +7,8 @@ Azure's own object shows rewritten servers and single rounds.
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +26,14 @@ from gateway.exchange.messages import Bypass, Json
 from gateway.proxy import clients
 from gateway.proxy.azure import Azure, Scrubber, Wire, passed_on, rejection
 from gateway.proxy.http import Call
-from gateway.proxy.live import Hub
+from gateway.proxy.live import Hub, Live
 from gateway.registry.directory import AppView
 from gateway.store.tables import Exchange as ExchangeRow
 from gateway.store.tables import ResponseId
 from gateway.telemetry import Clock
 
 _OPEN = frozenset({"forwarding", "holding", "sending"})
+_POSITION = re.compile(r"-1|[0-9]{1,9}")
 _LIST_QUERY = frozenset({"after", "limit", "order", "include", "include[]", "before"})
 _READ_QUERY = frozenset({"include", "include[]", "include_obfuscation"})
 
@@ -69,7 +72,7 @@ class Retrieval:
                 param="stream",
             )
         after = query.get("starting_after", "-1")
-        if not after.lstrip("-").isdigit():
+        if not _POSITION.fullmatch(after):
             raise Refused("'starting_after' must be a number.", param="starting_after")
         await clients.stream(call, live, self.heartbeat, after=int(after))
 
@@ -79,7 +82,7 @@ class Retrieval:
         if not row.mediated:
             await self._pass(call, "DELETE", f"responses/{response_id}", wire)
             return
-        await self._cancel_open(row, app)
+        await self._cancel_open(row, app, wire)
         for name in await self._rounds(row.exchange_id):
             await self._delete_round(name, wire)
         async with self.context.db.transaction() as session:
@@ -98,7 +101,7 @@ class Retrieval:
     async def _delete_round(self, name: str, wire: Wire) -> None:
         async with self.azure.request("DELETE", f"responses/{name}", wire) as response:
             await response.read()
-            if response.status >= 500:
+            if response.status >= 400 and response.status != 404:
                 raise UpstreamFailed(f"Azure could not delete the response ({response.status}).")
 
     async def cancel(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
@@ -115,20 +118,33 @@ class Retrieval:
                 "connection.",
                 code="not_a_background_response",
             )
-        await self._cancel_open(row, app)
+        await self._cancel_open(row, app, wire)
         response = await self._response(row)
         await call.answer(200, orjson.dumps(response), {"gatepass-exchange": row.exchange_id})
 
-    async def _cancel_open(self, row: ResponseId, app: AppView) -> None:
+    async def _cancel_open(self, row: ResponseId, app: AppView, wire: Wire) -> None:
         """Withdraw what is held. Whatever was decided before is decided: exactly one wins."""
         actor = Actor("app", app.id, "key")
-        await decisions.cancel(self.context, row.exchange_id, actor=actor, now=self.clock())
         live = self.hub.get(row.exchange_id)
-        if live is not None and live.finished is None and live.cancel is not None:
+        runs = live is not None and live.finished is None
+        if live is not None and runs and live.cancel is not None:
+            # First: a driver that is woken by the withdrawal must know why.
             live.cancel("The app cancelled the response.")
+        await decisions.cancel(self.context, row.exchange_id, actor=actor, now=self.clock())
+        if live is not None and runs:
+            await self._cancel_round(live, wire)
             await self.context.wakeups.notify([row.exchange_id])
             with live.reading() as changed:
                 await live.wait_for_end(changed)
+
+    async def _cancel_round(self, live: Live, wire: Wire) -> None:
+        """Azure stops a round that runs in the background; others end by themselves."""
+        exchange = live.exchange
+        if exchange.state == "forwarding" and live.kept.background and exchange.upstream_ids:
+            path = f"responses/{exchange.upstream_ids[-1]}/cancel"
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with self.azure.request("POST", path, wire) as response:
+                    await response.read()
 
     async def input_items(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
         """The app's own input: that of the first round."""

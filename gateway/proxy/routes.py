@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,18 @@ _NEVER = (
      "It runs models elsewhere with tools that are not in the request."),
     (re.compile(r"/conversations(/|$)"), "Conversations may hold tools and approvals."),
     (re.compile(r"/responses/(compact|input_tokens)$"), "It takes tools without calling them."),
+)  # fmt: skip
+_NO_SOCKETS = (
+    "WebSocket connections are refused: tools could be called on them unseen. "
+    "Use POST /responses with 'stream': true."
+)
+#: Refusals that are no attempt in themselves, but what two parsers read differently is a way round.
+_RECORDED = frozenset(
+    {
+        "body_too_large", "content_encoding_unsupported", "content_type_unsupported",
+        "duplicate_header", "duplicate_member", "invalid_json", "invalid_type",
+        "json_not_representable", "json_too_deep", "method_not_allowed", "number_out_of_range",
+    }
 )  # fmt: skip
 
 
@@ -104,14 +117,14 @@ class Proxy:
 
     async def _refused(self, call: Call, app: AppView | None, error: GatepassError) -> None:
         refusals_total.labels(code=error.code).inc()
-        if app is not None and isinstance(error, Bypass):
+        if app is not None and (isinstance(error, Bypass) or error.code in _RECORDED):
             try:
                 await self._record_refusal(call, app, error)
             except GatepassError as unrecorded:
                 error = unrecorded
         await call.fail(error)
 
-    async def _record_refusal(self, call: Call, app: AppView, error: Bypass) -> None:
+    async def _record_refusal(self, call: Call, app: AppView, error: GatepassError) -> None:
         now = self._edge.tools.clock()
         fields: dict[str, Any] = {
             "code": error.code,
@@ -153,6 +166,8 @@ class Proxy:
                 await retrieval.cancel(call, app, response_id, _wire(call))
             case "GET", str(), "input_items":
                 await retrieval.input_items(call, app, response_id, _wire(call))
+            case "GET", None, None if (call.header("upgrade") or "").lower() == "websocket":
+                raise Bypass(_NO_SOCKETS, code="websocket_refused")
             case _:
                 raise Refused(
                     f"{call.method} is not possible here.", code="method_not_allowed", status=405
@@ -163,6 +178,8 @@ class Proxy:
     async def _create(self, call: Call, app: AppView) -> None:
         asked = parse(await call.body(self._edge.max_body))
         findings = inspect(asked)
+        if app.wait != "return":
+            _refuse_approvals(findings, frozenset())
         parent = await self._parent(app, findings)
         if findings.sent_items or findings.references:
             await self._check_items(app, findings)
@@ -227,15 +244,7 @@ class Proxy:
         if parent is not None and parent.exchange_id is not None:
             context = self._edge.tools.context
             carried = await reading.left_open(context.db, context.envelope, parent.exchange_id)
-        own = {item.call.request_id for item in carried} if app.wait == "return" else set()
-        for sent in findings.sent_approvals:
-            if sent.request_id not in own:
-                raise Bypass(
-                    f"input[{sent.index}]: approvals are given to this gateway by people, "
-                    "not by apps.",
-                    code="approval_forged",
-                    param=f"input[{sent.index}]",
-                )
+        _refuse_approvals(findings, {item.call.request_id for item in carried})
         return carried
 
     async def _check_items(self, app: AppView, findings: Findings) -> None:
@@ -294,6 +303,17 @@ class Proxy:
 class _Parent:
     exchange_id: str | None
     last_id: str
+
+
+def _refuse_approvals(findings: Findings, asked_for: Collection[str]) -> None:
+    """An app's own approval is at best a wish, and only about what it has been shown."""
+    for sent in findings.sent_approvals:
+        if sent.request_id not in asked_for:
+            raise Bypass(
+                f"input[{sent.index}]: approvals are given to this gateway by people, not by apps.",
+                code="approval_forged",
+                param=f"input[{sent.index}]",
+            )
 
 
 def _opening(app: AppView, plan: Plan, enforced: Enforced, digest: str) -> Opening:
@@ -363,8 +383,7 @@ async def _refuse_socket(scope: Scope, send: Send) -> None:
     body = orjson.dumps(
         {
             "error": {
-                "message": "WebSocket connections are refused: tools could be called on them "
-                "unseen. Use POST /responses with 'stream': true.",
+                "message": _NO_SOCKETS,
                 "type": "permission_error",
                 "param": None,
                 "code": "websocket_refused",
