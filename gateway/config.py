@@ -27,7 +27,7 @@ from pydantic import (
 from gateway.errors import Refused
 
 PREFIX = "GATEPASS_"
-_SECRETS = ("UPSTREAM_API_KEY",)
+_SECRETS = ("UPSTREAM_API_KEY", "DATABASE_URL")
 _DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -73,7 +73,10 @@ class Settings(BaseModel):
         Path("data"), description="SQLite file and the keys made at first start (mode 0600)."
     )
     database_url: str = Field(
-        "", description="Empty: SQLite in the data directory. Else postgresql+asyncpg://…"
+        "",
+        repr=False,  # it may hold a password
+        description="Empty: SQLite in the data directory. Else postgresql+asyncpg://…; also as "
+        "GATEPASS_DATABASE_URL_FILE.",
     )
     upstream_url: str | None = Field(
         None, description="The Azure resource, https://RESOURCE.openai.azure.com/openai/v1/"

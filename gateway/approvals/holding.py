@@ -116,7 +116,14 @@ async def _rule(tx: Transaction, ended: Round, call: Call, rules: Rules, now: da
     ruling = evaluate(rules.policy, facts, now)
     if ruling.effect is Effect.ALLOW:
         ruling = _stricter(ruling, call, definition, rules)
-    return _Ruled(call, server, ruling, signals(facts), definition)
+    return _Ruled(call, server, ruling, (*_changed(definition), *signals(facts)), definition)
+
+
+def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
+    if definition is None or definition.listed_digest == definition.pinned_digest:
+        return ()
+    sentence = "The server has changed the definition of this tool since it was pinned."
+    return (RiskSignal("definition_changed", sentence),)
 
 
 def _stricter(
@@ -125,12 +132,8 @@ def _stricter(
     wanted = rules.strict.get(call.server_label, frozenset())
     if wanted is None or call.tool in wanted:
         return Ruling(Effect.HOLD, ruling.rule, "The app itself asks for approval of this call.")
-    if definition is not None and definition.listed_digest != definition.pinned_digest:
-        return Ruling(
-            Effect.HOLD,
-            ruling.rule,
-            "The server has changed the definition of this tool since it was pinned.",
-        )
+    for signal in _changed(definition):
+        return Ruling(Effect.HOLD, ruling.rule, signal.sentence)
     return ruling
 
 

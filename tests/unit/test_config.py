@@ -1,0 +1,81 @@
+"""Settings: read once, every wrong variable named, secrets shown nowhere."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Settings, duration, load
+from gateway.errors import Refused
+
+
+def problem(**environ: str) -> str:
+    with pytest.raises(Refused) as refused:
+        load({f"GATEPASS_{name}": value for name, value in environ.items()})
+    return refused.value.message
+
+
+def test_the_defaults_need_no_variable():
+    settings = load({"PATH": "/bin", "GATEPASSWORD": "not ours"})
+    assert settings.bind == ("127.0.0.1", 8080)
+    assert settings.resolved_database_url == "sqlite+aiosqlite:///data/gatepass.sqlite3"
+    assert settings.resolved_master_key_file == Path("data/master.key")
+    assert not settings.postgresql
+
+
+def test_every_unknown_variable_is_named():
+    message = problem(COLOUR="red", LISTENS="x", LISTEN="127.0.0.1:1")
+    assert "GATEPASS_COLOUR" in message
+    assert "GATEPASS_LISTENS" in message
+
+
+def test_a_wrong_value_names_its_variable_and_what_is_expected():
+    assert "GATEPASS_HEARTBEAT: a duration such as 90s" in problem(HEARTBEAT="soon")
+    assert "GATEPASS_UPSTREAM_URL must start with https://" in problem(UPSTREAM_URL="ftp://x")
+    assert "GATEPASS_MAX_ROUNDS" in problem(MAX_ROUNDS="0")
+
+
+def test_postgresql_needs_keys_that_replicas_share():
+    assert "GATEPASS_MASTER_KEY_FILE" in problem(DATABASE_URL="postgresql+asyncpg://h/d")
+
+
+@pytest.mark.parametrize("name", ["UPSTREAM_API_KEY", "DATABASE_URL"])
+def test_a_secret_may_come_from_a_file(tmp_path: Path, name: str):
+    file = tmp_path / "secret"
+    file.write_text("sqlite+aiosqlite:////tmp/s3cret\n")
+    settings = load({f"GATEPASS_{name}_FILE": str(file)})
+    value = getattr(settings, name.lower())
+    text = value if isinstance(value, str) else value.get_secret_value()
+    assert text == "sqlite+aiosqlite:////tmp/s3cret"
+    assert "s3cret" not in repr(settings)
+
+
+def test_a_missing_secret_file_is_named():
+    message = problem(UPSTREAM_API_KEY_FILE="/no/such/file")
+    assert "GATEPASS_UPSTREAM_API_KEY_FILE" in message
+    assert "/no/such/file" in message
+
+
+def test_several_configuration_files_are_separated_like_paths():
+    settings = load({"GATEPASS_CONFIG": "/etc/a.yaml:/etc/b.yaml"})
+    assert settings.config == (Path("/etc/a.yaml"), Path("/etc/b.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("1h30m", 5400), ("250ms", 0.25), ("7", 7), ("2d", 172800)]
+)
+def test_durations(text: str, seconds: float):
+    assert duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "m", "5 minutes", "-1s", "1h x"])
+def test_what_is_no_duration_is_refused(text: str):
+    with pytest.raises(ValueError, match="duration"):
+        duration(text)
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().listen = "x"
