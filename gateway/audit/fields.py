@@ -85,7 +85,6 @@ _TYPES: Mapping[str, Callable[[object], bool]] = MappingProxyType(
 
 FIELDS: Mapping[str, Field] = MappingProxyType(
     {
-        "approvals": Field("list of texts", "the approval requests released together"),
         "approve": Field("boolean", "what was sent: true releases the call, false refuses it"),
         "args": Field("commitment", "the raw arguments: blinded commitment, length, strictness"),
         "background": Field("boolean", "whether the app asked for a background response"),

@@ -238,7 +238,11 @@ class _Folder:
                 sentence = f"{path}: {error}"
                 self.findings.add(Layer.PAYLOADS, "malformed payload", sentence, story.index)
                 continue
-            if opened != approval or len(blind) != 32 or records.commit(blind, raw) != story.args:
+            if (
+                opened != approval
+                or len(blind) != 32
+                or records.commit(blind, raw) != story.about[-1]
+            ):
                 sentence = f"{path} is not what was put before reviewers"
                 self.findings.add(Layer.PAYLOADS, "payload altered", sentence, story.index)
 

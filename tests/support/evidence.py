@@ -47,6 +47,10 @@ class Teller:
     def started(self, epoch: int = 1) -> None:
         self.add("ledger.started", SYSTEM, {}, epoch=epoch)
 
+    def ruled(self, name: str, effect: str = "allow", **more: object) -> None:
+        fields = {"effect": effect, "policy": DIGEST, "args": args()} | more
+        self.add("call.ruled", SYSTEM, self.subject(name), **fields)
+
     def requested(self, name: str, actor: Actor = APP, **fields: object) -> None:
         fields = {"args": args(), "digest": DIGEST} | fields
         self.add("approval.requested", actor, self.subject(name), **fields)

@@ -21,6 +21,7 @@ from tests.support.evidence import (
     ARGUMENTS,
     BLIND,
     BO,
+    DIGEST,
     Teller,
     args,
     folder_of,
@@ -278,20 +279,122 @@ def A_21_intent_after_denial(t: Teller) -> None:
 
 @tells("release without decision", 1)
 def A_21_release_without_any_rule(t: Teller) -> None:
-    subject = {"exchange": "exc_1", "server": "crm", "tool": "send_email"}
-    t.add("release.sending", SYSTEM, subject, fence=1)
+    t.released("a")
 
 
-@tells("release without decision", 2)
+@tells("release without decision", 3)
+def A_21_release_on_a_ruling_alone(t: Teller) -> None:
+    t.ruled("a", "allow")
+    t.requested("a")
+    t.released("a")
+
+
+@tells("another call", 4)
 def A_21_release_of_another_tool_than_allowed(t: Teller) -> None:
-    subject = {"exchange": "exc_1", "server": "crm", "tool": "read"}
-    t.add("call.ruled", SYSTEM, subject, effect="allow")
-    t.add("release.sending", SYSTEM, {**subject, "tool": "send_email"}, fence=1)
+    t.ruled("a", "allow")
+    t.requested("a")
+    t.decided("a", by="policy", actor=SYSTEM)
+    t.add("release.sending", SYSTEM, {**t.subject("a"), "tool": "read"}, fence=1)
 
 
-@tells("execution without release", 1)
-def A_20_execution_by_no_rule(t: Teller) -> None:
-    t.add("execution.observed", SYSTEM, {"exchange": "exc_1"}, outcome="executed", call="mcp_1")
+@tells("decision without ruling", 2)
+def A_21_approved_by_policy_without_ruling(t: Teller) -> None:
+    t.requested("a")
+    t.decided("a", by="policy", actor=SYSTEM)
+
+
+@tells("decision without ruling", 2)
+def A_21_denied_by_policy_without_ruling(t: Teller) -> None:
+    t.requested("a")
+    t.decided("a", "deny", "policy", actor=SYSTEM)
+
+
+@tells("decision without ruling", 4)
+def A_21_approved_by_policy_on_the_ruling_of_another_request(t: Teller) -> None:
+    t.ruled("b", "allow")
+    t.ruled("a", "hold")
+    t.requested("a")
+    t.decided("a", by="policy", actor=SYSTEM)
+
+
+@tells("decision without ruling", 3)
+def A_21_approved_by_policy_that_said_deny(t: Teller) -> None:
+    t.ruled("a", "deny")
+    t.requested("a")
+    t.decided("a", by="policy", actor=SYSTEM)
+
+
+@tells("decision without ruling", 3)
+def A_21_denied_by_policy_that_said_allow(t: Teller) -> None:
+    t.ruled("a", "allow")
+    t.requested("a")
+    t.decided("a", "deny", "policy", actor=SYSTEM)
+
+
+@tells("decision without ruling", 2)
+def A_21_policy_speaks_after_it_decided(t: Teller) -> None:
+    t.requested("a")
+    t.decided("a", by="policy", actor=SYSTEM)
+    t.ruled("a", "allow")
+
+
+@tells("ruling after request", 2)
+def A_21_policy_speaks_after_the_request(t: Teller) -> None:
+    t.requested("a")
+    t.ruled("a", "allow")
+
+
+@tells("two rulings", 2)
+def A_21_policy_speaks_twice(t: Teller) -> None:
+    t.ruled("a", "hold")
+    t.ruled("a", "allow")
+
+
+@tells("two rulings", 3)
+def A_21_policy_speaks_again_after_the_request(t: Teller) -> None:
+    t.ruled("a", "hold")
+    t.requested("a")
+    t.ruled("a", "allow")
+
+
+@tells("another policy", 3)
+def A_21_decided_under_another_policy(t: Teller) -> None:
+    t.ruled("a", "allow")
+    t.requested("a")
+    t.decided("a", by="policy", actor=SYSTEM, policy="sha256:" + "00" * 32)
+
+
+@tells("arguments differ", 2)
+def A_24_ruled_on_other_arguments(t: Teller) -> None:
+    t.ruled("a", "allow", args=args(b"harmless"))
+    t.requested("a")
+
+
+@tells("approval against policy", 4)
+def A_21_approved_by_people_although_policy_denied(t: Teller) -> None:
+    t.ruled("a", "deny")
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+
+
+@tells("decision by grant", 3)
+def A_23_approved_by_a_grant(t: Teller) -> None:
+    t.ruled("a", "hold")
+    t.requested("a")
+    t.decided("a", by="grant", actor=SYSTEM)
+
+
+@tells("decision by grant", 2)
+def A_23_denied_by_a_grant(t: Teller) -> None:
+    t.requested("a")
+    t.decided("a", "deny", "grant", actor=SYSTEM)
+
+
+@tells("approval by nobody", 2)
+def A_23_approved_by_cancellation(t: Teller) -> None:
+    t.requested("a")
+    t.decided("a", by="cancelled", actor=SYSTEM)
 
 
 @tells("two outcomes", 6)
@@ -447,6 +550,19 @@ def test_grammar(row: str, check: Check) -> None:
     assert first.index == index
 
 
+@pytest.mark.parametrize("kind", ["call.ruled", "release.sending", "execution.observed"])
+def test_a_step_of_no_request_is_malformed(kind: str, check: Check) -> None:
+    leaves = bodies(1)
+    teller = Teller()
+    teller.ruled("x")
+    teller.released("x")
+    teller.executed("x")
+    (body,) = [record.body for record in teller.records if record.kind == kind]
+    report = check(folder_of([*leaves, body.replace(b'"approval":"apr_x",', b"")]))
+    assert (report.exit_code, report.findings[0].damage) == (Layer.GRAMMAR, "malformed record")
+    assert report.findings[0].index == len(leaves)
+
+
 LEGAL: list[Callable[[Teller], None]] = []
 
 
@@ -485,18 +601,33 @@ def two_released_together(t: Teller) -> None:
         t.requested(name)
         t.reviewed(name)
         t.decided(name)
-    subject = {"exchange": "exc_a"}
-    t.add("release.sending", SYSTEM, subject, fence=1, approvals=["apr_a", "apr_b"])
+    t.released("a")
+    t.released("b")
     t.executed("a")
     t.executed("b", "failed")
 
 
 @legal
 def allowed_by_a_rule(t: Teller) -> None:
-    subject = {"exchange": "exc_1", "server": "crm", "tool": "read"}
-    t.add("call.ruled", SYSTEM, subject, effect="allow", call="mcpr_1")
-    t.add("release.sending", SYSTEM, subject, fence=1, call="mcpr_1")
-    t.add("execution.observed", SYSTEM, subject, outcome="executed", call="mcpr_1", match=True)
+    t.ruled("a", "allow")
+    t.requested("a")
+    t.decided("a", by="policy", actor=SYSTEM, policy=DIGEST)
+    t.released("a")
+    t.executed("a")
+
+
+@legal
+def denied_by_a_rule(t: Teller) -> None:
+    t.ruled("a", "deny")
+    t.requested("a")
+    t.decided("a", "deny", "policy", actor=SYSTEM, policy=DIGEST)
+    t.released("a", approve=False)
+
+
+@legal
+def held_by_a_rule(t: Teller) -> None:
+    t.ruled("a", "hold")
+    t.whole("a")
 
 
 @legal
