@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ _REDACTED = b"[redacted]"
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _LONGEST_PAUSE = 60.0
 _SHORTEST_SECRET = 6
+_DOUBTFUL = frozenset("\"&'+<>`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class Azure:
         self._vault = vault
         # Parsing an address costs as much as parsing a request: the usual one is kept.
         self._create = URL(upstream.url + "responses") if upstream else None
+        #: Takes our own key out of answers: some services show it in errors.
+        self.scrubber = Scrubber([upstream.key] if upstream else [])
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
 
@@ -152,7 +156,8 @@ class Azure:
                 self._attempt(raw, wire, scrubber, fresh=bool(turn.releases))
             ) as events:
                 first = await anext(events, None)
-                pause = _pause(first, attempt, resumes=turn.round > 0)
+                answers = turn.round > 0 or bool(turn.releases or turn.denials)
+                pause = _pause(first, attempt, resumes=answers)
                 if pause is None:
                     if first is not None:
                         yield first
@@ -165,12 +170,15 @@ class Azure:
     async def _attempt(
         self, raw: bytes, wire: Wire, scrubber: Scrubber, *, fresh: bool
     ) -> AsyncGenerator[Event, None]:
+        answered = False
         try:
             async with self.request("POST", "responses", wire, raw, fresh=fresh) as response:
+                answered = True
                 async for event in self._events(response, wire, scrubber):
                     yield event
         except aiohttp.ClientConnectorError:
-            yield Broken("Azure cannot be reached.", sent=False)
+            # Later on it is a poll that finds nobody: the round itself was sent long ago.
+            yield Broken("Azure cannot be reached.", sent=answered)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             yield Broken(
                 f"The connection to Azure broke ({type(error).__name__}); what it had begun "
@@ -204,7 +212,9 @@ class Azure:
                 if answer.status >= 500 or answer.status in {404, 429}:
                     continue  # not readable yet, or busy: the response itself goes on
                 if answer.status >= 300:
-                    yield await rejection(answer, scrubber)
+                    # No answer to the round: whatever it is, the round was begun.
+                    message = f"Azure answered {answer.status} when asked how the response goes on."
+                    yield Broken(message, sent=True)
                     return
                 response = orjson.loads(scrubber.clean(await answer.read()))
                 status = response.get("status")
@@ -218,7 +228,7 @@ class Azure:
     ) -> tuple[Json, Scrubber]:
         """The body with every bound server's credential in it, and what must never come back."""
         if not bindings:
-            return body, Scrubber(())
+            return body, self.scrubber
         tools = list(body["tools"])
         values: list[str] = []
         for binding in bindings:
@@ -233,7 +243,7 @@ class Azure:
                 value = (await self._vault.open(server.credential.ref)).reveal()
                 tools[binding.tool_index] = {**entry, **_injected(server, value)}
                 values.append(value)
-        return {**body, "tools": tools}, Scrubber(values)
+        return {**body, "tools": tools}, self.scrubber.with_more(values)
 
 
 def _injected(server: ServerView, value: str) -> Json:
@@ -250,12 +260,17 @@ class Scrubber:
     """Takes injected secrets out of everything Azure sends back: the last line of defence."""
 
     def __init__(self, values: Sequence[str]) -> None:
-        forms: set[bytes] = set()
+        forms: set[str] = set()
         for value in values:
             if len(value) >= _SHORTEST_SECRET:
-                escaped = orjson.dumps(value)[1:-1]
-                forms |= {value.encode(), escaped, orjson.dumps(escaped.decode())[1:-1]}
-        self._forms = tuple(sorted(forms, key=len, reverse=True))
+                once = _spellings(value)
+                forms |= {value, *once, *(twice for text in once for twice in _spellings(text))}
+        self._values = tuple(values)
+        self._forms = tuple(form.encode() for form in sorted(forms, key=len, reverse=True))
+
+    def with_more(self, values: Sequence[str]) -> Scrubber:
+        """One that takes these out, too."""
+        return Scrubber([*self._values, *values])
 
     def clean(self, raw: bytes) -> bytes:
         """`raw` without any of the secrets."""
@@ -263,6 +278,20 @@ class Scrubber:
             if form in raw:
                 raw = raw.replace(form, _REDACTED)
         return raw
+
+
+def _spellings(text: str) -> set[str]:
+    """How serialisers write a text inside of a JSON string; a plain text is written in one way."""
+    forms = {orjson.dumps(text).decode()[1:-1], json.dumps(text)[1:-1], _cautious(text)}
+    return forms | {form.replace("/", "\\/") for form in forms}
+
+
+def _cautious(text: str) -> str:
+    """As .NET writes it by default: what could mean something in HTML by its number."""
+    return "".join(
+        f"\\u{ord(letter):04X}" if letter in _DOUBTFUL else json.dumps(letter)[1:-1]
+        for letter in text
+    )
 
 
 def _pause(event: Event | None, attempt: int, *, resumes: bool) -> float | None:

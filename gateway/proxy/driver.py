@@ -229,9 +229,9 @@ class Driver:
             self._tools.azure.round(turn, self._assignment.wire)
         ) as events:
             async for event in events:
-                if isinstance(event, Broken) and self._cancel is not None:
-                    event = Cancelled(self._cancel)  # this is how Azure ends a cancelled stream
-                next_turn = await self._feed(event)
+                # Azure just closes the stream of a response that is cancelled.
+                ended = isinstance(event, Broken) and self._cancel is not None
+                next_turn = await self._feed(Cancelled(self._cancel or "") if ended else event)
                 if next_turn is not None:
                     return next_turn
         broken = Broken("Azure's answer ended without an end.", sent=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import GatepassError, Refused
 from gateway.exchange.messages import Json
+
+_JSON = re.compile(
+    r"\s*application/json\s*(;(?!\s*charset)[^;]*|;\s*charset\s*=\s*\"?utf-8\"?\s*)*", re.IGNORECASE
+)
 
 
 class ClientGone(Exception):
@@ -71,10 +76,9 @@ class Call:
                 code="content_encoding_unsupported",
                 status=415,
             )
-        kind = (self.header("content-type") or "application/json").partition(";")
-        if kind[0].strip().lower() != "application/json":
+        if not _JSON.fullmatch(self.header("content-type") or "application/json"):
             raise Refused(
-                "The body must be sent as application/json.",
+                "The body must be sent as application/json, in UTF-8.",
                 code="content_type_unsupported",
                 status=415,
             )

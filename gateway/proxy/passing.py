@@ -33,7 +33,7 @@ from gateway.exchange.messages import (
     Started,
 )
 from gateway.exchange.sse import FrameReader, render
-from gateway.proxy.azure import Azure, Scrubber, Wire, parse_frame, passed_on, rejection
+from gateway.proxy.azure import Azure, Wire, parse_frame, passed_on, rejection
 from gateway.proxy.clients import STREAM_HEADERS
 from gateway.proxy.http import Call
 from gateway.registry.directory import AppView
@@ -41,7 +41,6 @@ from gateway.store.tables import ResponseId, metadata
 from gateway.telemetry import Clock, requests_total
 
 _RESPONSE_IDS = metadata.tables[str(ResponseId.__tablename__)]
-_NOTHING = Scrubber(())
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Passing:
                 await self._record(trace)
 
     async def _rejected(self, call: Call, response: aiohttp.ClientResponse, trace: _Trace) -> None:
-        rejected = await rejection(response, _NOTHING)
+        rejected = await rejection(response, self.azure.scrubber)
         trace.outcome, trace.status = "rejected", rejected.status
         await self._record(trace)
         await call.answer(rejected.status, orjson.dumps(rejected.body), rejected.headers)
@@ -91,7 +90,7 @@ class Passing:
     async def _whole(
         self, call: Call, response: aiohttp.ClientResponse, exchange: Exchange, trace: _Trace
     ) -> None:
-        raw = await response.read()
+        raw = self.azure.scrubber.clean(await response.read())
         document = orjson.loads(raw)
         status = document.get("status")
         trace.outcome, trace.response_id = str(status), document.get("id")
@@ -110,7 +109,7 @@ class Passing:
     async def _stream(
         self, call: Call, response: aiohttp.ClientResponse, exchange: Exchange, trace: _Trace
     ) -> None:
-        reader = FrameReader()
+        reader, scrubber = FrameReader(), self.azure.scrubber
         await call.start(200, {**STREAM_HEADERS, **passed_on(response)})
         async for chunk in response.content.iter_any():
             out: list[bytes] = []
@@ -118,7 +117,7 @@ class Passing:
                 if frame.event is not None and exchange.passes(frame.event):
                     out.append(render(frame.event, frame.data))
                     continue
-                event = parse_frame(frame, _NOTHING)
+                event = parse_frame(frame, scrubber)
                 if event is None or exchange.state != "forwarding":
                     continue
                 if event.type in TERMINAL:

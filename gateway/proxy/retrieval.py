@@ -24,7 +24,7 @@ from gateway.errors import Refused, UpstreamFailed
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Bypass, Json
 from gateway.proxy import clients
-from gateway.proxy.azure import Azure, Scrubber, Wire, passed_on, rejection
+from gateway.proxy.azure import Azure, Wire, passed_on, rejection
 from gateway.proxy.http import Call
 from gateway.proxy.live import Hub, Live
 from gateway.registry.directory import AppView
@@ -190,7 +190,7 @@ class Retrieval:
         try:
             async with self.azure.request(method, path, wire) as response:
                 if response.status >= 300:
-                    rejected = await rejection(response, Scrubber(()))
+                    rejected = await rejection(response, self.azure.scrubber)
                     body = orjson.dumps(rejected.body)
                     await call.answer(rejected.status, body, rejected.headers)
                     return

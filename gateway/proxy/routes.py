@@ -42,7 +42,7 @@ from gateway.telemetry import log, refusals_total
 
 _ROUTE = re.compile(
     r"^(?:/openai/v1|/v1|/openai|/openai/deployments/[A-Za-z0-9._-]{1,64})"
-    r"/responses(?:/(?P<id>[A-Za-z0-9_-]{1,256})(?:/(?P<action>cancel|input_items))?)?$"
+    r"/responses(?:/(?!(?:compact|input_tokens)$)(?P<id>[A-Za-z0-9_-]{1,256})(?:/(?P<action>cancel|input_items))?)?$"
 )
 _FORWARDED = ("user-agent", "x-ms-oai-image-generation-deployment", "x-ms-client-request-id")
 _PASSED_QUERY = frozenset(("api-version", value) for value in ("preview", "v1", "latest"))
@@ -148,12 +148,7 @@ class Proxy:
     # --- where to ---------------------------------------------------------------------------
 
     async def _route(self, call: Call, app: AppView) -> None:
-        match = _ROUTE.match(call.path)
-        if match is None:
-            raise _no_route(call.path)
-        response_id, action = match["id"], match["action"]
-        if any(name == "beta" for name, _ in call.query):
-            raise Bypass("The beta surface of this API is refused.", code="beta_refused")
+        response_id, action = _target(call)
         retrieval = self._edge.retrieval
         match call.method, response_id, action:
             case "POST", None, None:
@@ -166,8 +161,6 @@ class Proxy:
                 await retrieval.cancel(call, app, response_id, _wire(call))
             case "GET", str(), "input_items":
                 await retrieval.input_items(call, app, response_id, _wire(call))
-            case "GET", None, None if (call.header("upgrade") or "").lower() == "websocket":
-                raise Bypass(_NO_SOCKETS, code="websocket_refused")
             case _:
                 raise Refused(
                     f"{call.method} is not possible here.", code="method_not_allowed", status=405
@@ -364,6 +357,18 @@ def _credential(call: Call) -> str:
 
 def _unauthenticated(message: str) -> NotAllowed:
     return NotAllowed(message, code="invalid_api_key", status=401)
+
+
+def _target(call: Call) -> tuple[str | None, str | None]:
+    """The response id and the action that the path names; raises `Bypass` off the list."""
+    match = _ROUTE.match(call.path)
+    if match is None:
+        raise _no_route(call.path)
+    if any(name == "beta" for name, _ in call.query):
+        raise Bypass("The beta surface of this API is refused.", code="beta_refused")
+    if (call.header("upgrade") or "").lower() == "websocket":
+        raise Bypass(_NO_SOCKETS, code="websocket_refused")
+    return match["id"], match["action"]
 
 
 def _no_route(path: str) -> GatepassError:
