@@ -22,6 +22,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.store import sqlite
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """Aware UTC datetimes; SQLite, which keeps no zone, stores them without one."""
@@ -94,6 +96,8 @@ def open_database(url: str) -> Database:
     options: dict[str, Any] = {"pool_pre_ping": False}
     if url.startswith("postgresql"):
         options |= {"pool_size": 20, "max_overflow": 20}
+    elif url.startswith("sqlite"):
+        options["connect_args"] = {"async_creator_fn": sqlite.connect}
     engine = create_async_engine(url, **options)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)

@@ -16,3 +16,11 @@ def new_id(prefix: str, now: datetime) -> str:
         number, digit = divmod(number, 32)
         digits.append(_ALPHABET[digit])
     return f"{prefix}_{''.join(reversed(digits))}"
+
+
+def time_of(name: str) -> int:
+    """The second, since 1970, in which an id was made."""
+    milliseconds = 0
+    for digit in name.rpartition("_")[2][:10]:
+        milliseconds = milliseconds * 32 + _ALPHABET.index(digit)
+    return milliseconds // 1000
