@@ -424,7 +424,7 @@ class Folder:
         with (self.root / name).open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise Bad("is too large")
+            raise Bad(f"{name} is too large")
         return content
 
     def below(self, prefix: str, given: list[str] | None = None) -> Iterator[tuple[str, bytes]]:

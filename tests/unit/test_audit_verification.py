@@ -536,6 +536,27 @@ def A_24_decided_on_another_digest(t: Teller) -> None:
     t.decided("a", digest="sha256:" + "00" * 32)
 
 
+@tells("another call", 2)
+def A_24_reviewed_another_digest(t: Teller) -> None:
+    t.requested("a")
+    subject = t.subject("a")
+    t.add("approval.reviewed", ANN, subject, verdict="approve", digest="sha256:" + "00" * 32)
+
+
+@tells("another call", 5)
+def A_24_executed_on_another_server(t: Teller) -> None:
+    t.whole("a")
+    t.records.pop()
+    subject = {**t.subject("a"), "server": "bank"}
+    t.add("execution.observed", SYSTEM, subject, outcome="executed", match=True, fence=1)
+
+
+@tells("duplicate id", 2)
+def A_17_the_same_refusal_twice(t: Teller) -> None:
+    t.add("security.refused", SYSTEM, {"app": "app_1"}, code="x")
+    t.records.append(t.records[-1])
+
+
 @tells("epoch went back", 1)
 def election_went_back(t: Teller) -> None:
     t.started(1)
@@ -804,3 +825,140 @@ def test_keys_in_the_folder_are_believed_without_others(check: Check) -> None:
     report = verify_folder(sealed({**files, name: b"nonsense\n"}))
     assert report.exit_code == Layer.NOTES
     assert checkpoint.open_note(files["checkpoint"], [signer().verifier]).size == 16
+
+
+# What the shipped verifier refuses to read, each for its own reason.
+GOOD_NOTE = signer().sign(3, bytes(32))
+GOOD_KEY = str(signer().verifier)
+
+
+def _sign_text(text: str) -> str:
+    made = signer()
+    signature = checkpoint.encode64(made.verifier.id + made._key.sign(text.encode()))
+    return f"{text}\n— {made.verifier.name} {signature}\n"
+
+
+def keys() -> dict[tuple[str, bytes], bytes]:
+    return dict([verify_evidence.read_key(GOOD_KEY.encode())])
+
+
+def test_the_shipped_verifier_reads_what_is_good() -> None:
+    head = verify_evidence.read_note(GOOD_NOTE.encode(), keys())
+    assert head == ("gatepass.test", 3, bytes(32))
+    receipt = Proof(7, [bytes(32)], GOOD_NOTE).text().encode()
+    assert verify_evidence.read_receipt(receipt) == (7, [bytes(32)], GOOD_NOTE.encode())
+    assert verify_evidence.read_json(b'{"a":1}') == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        GOOD_NOTE.removesuffix("\n"),
+        GOOD_NOTE + "\n",
+        GOOD_NOTE.replace("\n", "\r\n"),
+        GOOD_NOTE.replace("\n\n", "\n"),
+        GOOD_NOTE.replace("—", "-"),
+        GOOD_NOTE.replace("gatepass.test Bo", "gatepass.test Bp"),
+        GOOD_NOTE.replace("=\n\n", "\n\n"),
+        GOOD_NOTE + GOOD_NOTE.rpartition("\n\n")[2],
+        GOOD_NOTE + "— other AAAA\n",
+        GOOD_NOTE + "".join(f"— other{n} AAAAAAAA\n" for n in range(16)),
+        GOOD_NOTE + "— other " + "A" * 65536 + "\n",
+        GOOD_NOTE.replace("\n3\n", "\n4\n"),
+        signer().sign(3, bytes(31)),
+        signer("gatepass.test").sign(-3, bytes(32)),
+        signer().sign(2**62 + 1, bytes(32)),
+        _sign_text("gatepass.test\n03\n" + checkpoint.encode64(bytes(32)) + "\n"),
+        _sign_text("gatepass.test\n+3\n" + checkpoint.encode64(bytes(32)) + "\n"),
+        _sign_text("\n3\n" + checkpoint.encode64(bytes(32)) + "\n"),
+        _sign_text("gatepass.test\n3\n" + checkpoint.encode64(bytes(32)) + "\nmore\n"),
+        _sign_text("gatepass.test\n3\n" + checkpoint.encode64(bytes(32))[:-2] + "B=\n"),
+        _sign_text("gate\tpass\n3\n" + checkpoint.encode64(bytes(32)) + "\n"),
+    ],
+)
+def test_the_shipped_verifier_refuses_other_notes(damaged: str) -> None:
+    with pytest.raises(verify_evidence.Bad):
+        verify_evidence.read_note(damaged.encode(), keys())
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "nonsense",
+        GOOD_KEY + "A",
+        GOOD_KEY.replace("+0", "+1", 1),
+        GOOD_KEY.replace("+AQ", "+Ag", 1),
+        GOOD_KEY[:-4],
+        GOOD_KEY.replace("gatepass", "gate pass"),
+    ],
+)
+def test_the_shipped_verifier_refuses_other_keys(damaged: str) -> None:
+    with pytest.raises(verify_evidence.Bad):
+        verify_evidence.read_key(damaged.encode())
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        Proof(7, [bytes(31)], GOOD_NOTE).text(),
+        Proof(-7, [bytes(32)], GOOD_NOTE).text(),
+        Proof(7, [bytes(32)] * 65, GOOD_NOTE).text(),
+        Proof(7, [], GOOD_NOTE).text().replace("@v1", "@v2"),
+        Proof(7, [], GOOD_NOTE).text().replace("index 7", "extra 7"),
+        Proof(7, [], GOOD_NOTE).text().replace("index 7", "index 07"),
+        "c2sp.org/tlog-proof@v1",
+    ],
+)
+def test_the_shipped_verifier_refuses_other_receipts(damaged: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        verify_evidence.read_receipt(damaged.encode())
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"a":1.0}', b'{"a":NaN}', b'{"a":1,"a":1}', b'{"b":1,"a":1}', b'{"a": 1}', b"[]", b"1",
+        b'{"a":"\\u0041"}', b'{"a":"\\ud800"}', b'{"a":-0}', b'{"a":01}', b'{"a":"\xff"}',
+        b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", b'{"a":' + b"9" * 5000 + b"}", b"",
+    ],
+)  # fmt: skip
+def test_the_shipped_verifier_refuses_other_json(damaged: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        verify_evidence.read_json(damaged)
+
+
+def test_the_shipped_verifier_refuses_paths_that_lead_elsewhere() -> None:
+    hashes = [tree.leaf_hash(leaf) for leaf in MANY[:5]]
+    root = tree.root_of(hashes)
+    plan = tree.plan_inclusion(4, 5)
+    path = tree.prove(
+        plan, lambda node: tree.root_of(hashes[node[1] << node[0] : (node[1] + 1) << node[0]])
+    )
+    assert verify_evidence.climb(hashes[4], 4, 5, path) == root
+    for index, size, other in ((5, 5, path), (4, 5, []), (4, 5, [*path, *path, bytes(32)])):
+        assert verify_evidence.climb(hashes[4], index, size, other) != root
+    assert verify_evidence.climb(root, 1, 1, []) is None
+
+
+def test_the_shipped_verifier_refuses_large_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(folder_of(bodies()), tmp_path / "evidence")
+    monkeypatch.setattr(verify_evidence, "LARGEST", 2000)
+    assert verify_evidence.main([str(root)]) == Layer.MANIFEST
+    assert "REFUSED: tile/entries/000.p/16 is too large" in capsys.readouterr().out
+
+
+def test_both_say_that_a_head_is_of_another_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = Signer("elsewhere.test", bytes(range(32)))
+    files = folder_of(MANY[:40])
+    files |= {
+        f"keys/{key.verifier.id.hex()}.vkey": f"{key.verifier}\n".encode(),
+        "checkpoints/5.note": key.sign(5, tree.root_of(map(tree.leaf_hash, MANY[:5]))).encode(),
+    }
+    assert verify_folder(sealed(files)).exit_code == Layer.CONSISTENCY
+    root = write(sealed(files), tmp_path / "evidence")
+    assert verify_evidence.main([str(root)]) == Layer.CONSISTENCY
+    assert "is of another ledger" in capsys.readouterr().out
