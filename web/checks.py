@@ -5,13 +5,16 @@ Never says "verified" from memory: every badge is a proof recomputed while the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gateway.approvals.views import ApprovalView
 from gateway.audit import reading
-from gateway.audit.reading import Verdict
+from gateway.audit.reading import Entry, Verdict
 from gateway.services import Services
 from web.rendering import Head
 from web.translation import N_
 
+_SEVERITY = ("failed", "cannot_verify", "verified", "not_yet_sealed")
 _PREFIX = 12  # characters of the root in the foot of a page
 
 
@@ -31,6 +34,16 @@ def alarm(services: Services) -> str | None:
 async def record(services: Services, index: int) -> Verdict:
     """One record, verified now from its bytes up to the signed head."""
     return await reading.verify_record(services.db, services.ledger.signer.verifier, index)
+
+
+async def records(services: Services, entries: Sequence[Entry]) -> list[Verdict]:
+    """These records, each verified now from its bytes up to the signed head."""
+    return await reading.verify_entries(services.db, services.ledger.signer.verifier, entries)
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """The verdict that a page has to show of all that it lists; None of an empty list."""
+    return min(verdicts, key=lambda verdict: _SEVERITY.index(verdict.state), default=None)
 
 
 async def decision(services: Services, view: ApprovalView) -> Verdict | None:

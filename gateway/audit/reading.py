@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import Row, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,6 +27,7 @@ MOST_COUNTED = 10_000
 _RECORDS = metadata.tables["audit_records"]
 _TILES = metadata.tables["audit_tiles"]
 _HEADS = metadata.tables["audit_checkpoints"]
+Tiles: TypeAlias = dict[tuple[int, int], bytes]  # by level and index
 _FILTERS = ("kind", "actor", "app", "server", "tool", "exchange", "approval")
 
 
@@ -193,6 +194,27 @@ async def verify_record(db: Database, key: VerifierKey, index: int) -> Verdict:
     return _judge(entry, receipt, key)
 
 
+async def verify_entries(db: Database, key: VerifierKey, entries: Sequence[Entry]) -> list[Verdict]:
+    """A verdict on each of these, as `verify_record` gives it, with every tile read once."""
+    async with db.reading() as session:
+        connection = await session.connection()
+        head = await _latest(connection)
+        tiles: Tiles = {}
+        return [await _verify(connection, key, entry, head, tiles) for entry in entries]
+
+
+async def _verify(
+    connection: AsyncConnection, key: VerifierKey, entry: Entry, head: Head | None, tiles: Tiles
+) -> Verdict:
+    if head is None or entry.index is None or entry.index >= head.size:
+        return Verdict("not_yet_sealed", "No signed head covers this record yet.", entry.index)
+    try:
+        receipt = await _prove(connection, entry.index, head, tiles)
+    except (Unavailable, Damaged) as error:
+        return Verdict("failed", f"Its proof cannot be computed: {error}", entry.index)
+    return _judge(entry, receipt, key)
+
+
 def _judge(entry: Entry, receipt: Proof, key: VerifierKey) -> Verdict:
     index = receipt.index
     finding = verify_under(entry.body, index, receipt, key)
@@ -262,14 +284,18 @@ async def _latest(connection: AsyncConnection) -> Head | None:
     return None if row is None else _head(row)
 
 
-async def _prove(connection: AsyncConnection, index: int, head: Head) -> Proof:
+async def _prove(
+    connection: AsyncConnection, index: int, head: Head, tiles: Tiles | None = None
+) -> Proof:
     plan = tree.plan_inclusion(index, head.size)
-    return Proof(index, tree.prove(plan, await _hashes(connection, plan)), head.note)
+    return Proof(index, tree.prove(plan, await _hashes(connection, plan, tiles)), head.note)
 
 
-async def _hashes(connection: AsyncConnection, plan: Sequence[Sequence[Node]]) -> Lookup:
-    """Fetch the tiles that a plan needs: two or three of each level."""
-    tiles: dict[tuple[int, int], bytes] = {}
+async def _hashes(
+    connection: AsyncConnection, plan: Sequence[Sequence[Node]], known: Tiles | None = None
+) -> Lookup:
+    """Fetch the tiles that a plan needs, two or three of each level; `known` keeps them."""
+    tiles: Tiles = {} if known is None else known
     for node in (node for nodes in plan for node in nodes):
         level, index, _, _ = tree.tile_of(node)
         if (level, index) not in tiles:

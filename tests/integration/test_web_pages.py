@@ -327,3 +327,18 @@ async def test_only_auditors_open_the_ledger(played: Stage) -> None:
         answer = await ann.get(path)
         assert answer.status_code == 403
         assert "role_missing" in answer.text
+
+
+async def test_the_list_of_records_says_which_of_them_are_sound(played: Stage):
+    await played.ask()
+    auditor = await played.signed_in("aud@example.org", "auditor")
+    page = (await auditor.get("/audit")).text
+    assert "Verified now against checkpoint" in page
+    assert "verdict-failed" not in page
+    async with played.db.connection() as connection:
+        await connection.execute(
+            text('UPDATE audit_records SET body = :body WHERE "index" = 1'), {"body": b"{}"}
+        )
+    page = (await auditor.get("/audit")).text
+    assert page.count("verdict-failed") == 1
+    assert "FAILED" in page

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from gateway.audit import reading
 from gateway.audit.kinds import KINDS
-from gateway.audit.reading import Entry, Query
+from gateway.audit.reading import Entry, Query, Verdict
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 from web import checks, frame, words
@@ -38,6 +38,7 @@ class Row:
     actor: str
     ts: datetime
     sentence: Markup
+    state: str  # of the verdict reached while the page was made
 
 
 @router.get("")
@@ -52,13 +53,19 @@ async def browse(request: Request, _reader: Auditing) -> Response:
         actor=filters.get("actor"),
         after=said.get("after") or None,
     )
-    found = await reading.search(frame.web(request).services.db, query)
+    services = frame.web(request).services
+    found = await reading.search(services.db, query)
+    verdicts = await checks.records(services, found.items)
     ui = await frame.interface(request)
     more = urlencode({**filters, "after": found.next}) if found.next else None
     return await frame.page(
         request,
         "audit.html",
-        items=[_row(request, ui, entry) for entry in found.items],
+        items=[
+            _row(request, ui, entry, verdict)
+            for entry, verdict in zip(found.items, verdicts, strict=True)
+        ],
+        check=checks.worst(verdicts),
         filters=query,
         filtered=bool(filters),
         kinds=sorted(KINDS),
@@ -90,9 +97,10 @@ async def show(request: Request, index: int, _reader: Auditing) -> Response:
     )
 
 
-def _row(request: Request, ui: Interface, entry: Entry) -> Row:
+def _row(request: Request, ui: Interface, entry: Entry, verdict: Verdict) -> Row:
     actor = str(entry.document.get("actor", {}).get("ref", ""))
-    return Row(entry.index, entry.kind, actor, entry.ts, _sentence(request, ui, entry))
+    sentence = _sentence(request, ui, entry)
+    return Row(entry.index, entry.kind, actor, entry.ts, sentence, verdict.state)
 
 
 def _sentence(request: Request, ui: Interface, entry: Entry) -> Markup:
