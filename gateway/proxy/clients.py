@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import orjson
 
 from gateway.exchange.messages import Fault, Finished, Json
-from gateway.exchange.sse import HEARTBEAT
+from gateway.exchange.sse import HEARTBEAT, render
 from gateway.proxy.http import Call
 from gateway.proxy.live import Live
+from gateway.store.ids import time_of
 
 _PATIENT_PYTHON = re.compile(r"^(Async)?(Azure)?(OpenAI)/Python ")
 #: Clients whose stream helpers break on a typed keepalive event.
@@ -30,7 +31,8 @@ class Patience:
     """How long a call without a stream is held, in seconds of the hold.
 
     `early` is when the 200 goes out before the answer is known (None: never), `trickle` the pause
-    between two newlines after it, `limit` when the answer is `in_progress` (None: at the end).
+    between two newlines after it, `limit` the age of the call at which a held one is answered
+    `in_progress` (None: at the end).
     """
 
     early: float | None
@@ -103,7 +105,7 @@ async def stream(call: Call, live: Live, heartbeat: float, *, after: int = -1) -
     async with _watched(call, live) as wake:
         while not wake.gone:
             wake.event.clear()
-            if live.frames and not call.started:
+            if (live.frames or live.held_since is not None) and not call.started:
                 await call.start(200, {**STREAM_HEADERS, **headers_of(live)})
             while position < len(live.frames) and not wake.gone:
                 # One whole event per write: some clients parse read by read.
@@ -117,13 +119,18 @@ async def stream(call: Call, live: Live, heartbeat: float, *, after: int = -1) -
 
 
 async def _end_stream(call: Call, live: Live, finished: Finished) -> None:
-    if call.started:
-        await call.end()
-    elif finished.fault is not None:
+    if not call.started and finished.fault is not None:
         await _fault(call, live, finished.fault)
-    else:
+        return
+    if not call.started:
         await call.start(200, {**STREAM_HEADERS, **headers_of(live)})
-        await call.end()
+    if not live.frames and finished.fault is not None:
+        # It was held before its first frame, and Azure never gave it an id.
+        for kind, data in live.exchange.stitcher.failure(_error(finished.fault), told=False):
+            if "response" in data:
+                data["response"] = _unborn(live, finished.fault)
+            await call.write(render(kind, orjson.dumps(data)))
+    await call.end()
 
 
 # --- without a stream -----------------------------------------------------------------------
@@ -132,36 +139,54 @@ async def _end_stream(call: Call, live: Live, finished: Finished) -> None:
 async def plain(call: Call, live: Live, patience: Patience) -> None:
     """The finished response; after `patience`, the same id as `in_progress`, to be polled."""
     loop = asyncio.get_running_loop()
+    began = loop.time()
     async with _watched(call, live) as wake:
         while live.finished is None and not wake.gone:
             wake.event.clear()
-            held = None if live.held_since is None else loop.time() - live.held_since
-            if held is not None and patience.limit is not None and held >= patience.limit:
-                live.detached = True
-                await _object(call, live, live.interim())
+            now = loop.time()
+            # One that joins later has only begun to wait, however long the hold has been.
+            held = None if live.held_since is None else now - max(began, live.held_since)
+            left = None if patience.limit is None else began + patience.limit - now
+            if held is not None and left is not None and left <= 0:
+                await _postpone(call, live)
                 return
-            pause = None
+            pause = patience.trickle if call.started else None
             if held is not None:
                 pause = await _reassure(call, live, patience, held)
-            await wake.wait(pause)
+                pause = pause if left is None else min(pause, left)
+            if not await wake.wait(pause) and call.started and held is None:
+                await call.write(b"\n")  # decided, but the answer takes its time
         if not wake.gone and live.finished is not None:
             await _finished(call, live, live.finished)
 
 
+async def _postpone(call: Call, live: Live) -> None:
+    """The limit came first: the answer is to be polled, or, without an id yet, asked for again."""
+    interim = live.interim()
+    if interim is not None:
+        live.detached = True
+        await _object(call, live, interim)
+        return
+    error = {
+        "message": "Nobody has decided yet. Send the same request again to go on waiting.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "approval_pending",
+    }
+    fault = Fault(424, {"error": error}, {"x-should-retry": "false"})
+    await _finished(call, live, Finished("failed", None, fault))
+
+
 async def _reassure(call: Call, live: Live, patience: Patience, held: float) -> float:
     """Send a sign of life if it is time; how long until the next look."""
-    pauses = [patience.trickle]
-    if patience.limit is not None:
-        pauses.append(max(0.01, patience.limit - held))
     if not call.started and patience.early is not None:
         if held < patience.early:
-            pauses.append(patience.early - held)
-            return max(0.01, min(pauses))
+            return patience.early - held
         await call.start(200, {"content-type": "application/json", **headers_of(live)})
     if call.started:
         # JSON allows white space before the document; proxies see a body that moves.
         await call.write(b"\n")
-    return min(pauses)
+    return patience.trickle
 
 
 async def background(call: Call, live: Live) -> None:
@@ -177,10 +202,36 @@ async def background(call: Call, live: Live) -> None:
 
 
 async def _finished(call: Call, live: Live, finished: Finished) -> None:
-    if finished.fault is not None and not call.started:
-        await _fault(call, live, finished.fault)
+    response, fault = finished.response, finished.fault
+    if fault is not None and not call.started:
+        await _fault(call, live, fault)
+    elif response is None and fault is not None:
+        await _object(call, live, _unborn(live, fault))
     else:
-        await _object(call, live, finished.response)
+        await _object(call, live, response)
+
+
+def _error(fault: Fault) -> Json:
+    error = fault.body.get("error")
+    return error if isinstance(error, dict) else {}
+
+
+def _unborn(live: Live, fault: Fault) -> Json:
+    """The failed response of an exchange that Azure never gave an id: it cannot be retrieved."""
+    error = _error(fault)
+    return {
+        "id": f"resp_{live.kept.id.partition('_')[2]}",
+        "object": "response",
+        "created_at": time_of(live.kept.id),
+        "status": "failed",
+        "error": {"code": error.get("code"), "message": error.get("message")},
+        "incomplete_details": None,
+        "model": live.exchange.plan.asked.get("model"),
+        "output": [],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+    }
 
 
 async def _fault(call: Call, live: Live, fault: Fault) -> None:

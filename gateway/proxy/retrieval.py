@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from gateway.approvals.decisions import Approvals
 from gateway.audit.records import Actor
 from gateway.errors import Refused, UpstreamFailed
 from gateway.exchange.machine import Exchange
-from gateway.exchange.messages import Bypass, Json
+from gateway.exchange.messages import HIDDEN_ITEMS, Bypass, Json
 from gateway.proxy import clients
 from gateway.proxy.azure import Azure, Wire, passed_on, rejection
 from gateway.proxy.http import Call
@@ -32,9 +33,13 @@ from gateway.store.tables import Exchange as ExchangeRow
 from gateway.store.tables import ResponseId
 from gateway.telemetry import Clock
 
+Shows = Callable[[Json], Json]
 _OPEN = frozenset({"forwarding", "holding", "sending"})
 _POSITION = re.compile(r"-1|[0-9]{1,9}")
 _LIST_QUERY = frozenset({"after", "limit", "order", "include", "include[]", "before"})
+_STREAM_QUERY = frozenset(
+    {"stream", "starting_after", "include", "include[]", "include_obfuscation"}
+)
 _READ_QUERY = frozenset({"include", "include[]", "include_obfuscation"})
 
 
@@ -53,7 +58,7 @@ class Retrieval:
         row = await self._owned(app, response_id)
         query = dict(call.query)
         if query.get("stream") in {"true", "True", "1"}:
-            await self._stream(call, row, query)
+            await self._stream(call, row, query, wire)
         elif not row.mediated:
             await self._pass(
                 call, "GET", f"responses/{response_id}", _with(wire, call, _READ_QUERY)
@@ -63,8 +68,11 @@ class Retrieval:
             headers = {"gatepass-exchange": row.exchange_id}
             await call.answer(200, orjson.dumps(response), headers)
 
-    async def _stream(self, call: Call, row: ResponseId, query: dict[str, str]) -> None:
-        live = self.hub.get(row.exchange_id) if row.mediated else None
+    async def _stream(self, call: Call, row: ResponseId, query: dict[str, str], wire: Wire) -> None:
+        if not row.mediated:
+            await self._pass_stream(call, f"responses/{row.response_id}", wire)
+            return
+        live = self.hub.get(row.exchange_id)
         if live is None or not live.kept.streamed:
             raise Refused(
                 "This response cannot be streamed any more; retrieve it without 'stream'.",
@@ -75,6 +83,23 @@ class Retrieval:
         if not _POSITION.fullmatch(after):
             raise Refused("'starting_after' must be a number.", param="starting_after")
         await clients.stream(call, live, self.heartbeat, after=int(after))
+
+    async def _pass_stream(self, call: Call, path: str, wire: Wire) -> None:
+        """Azure itself has the frames of what passed through in the background."""
+        wire = _with(wire, call, _STREAM_QUERY)
+        try:
+            async with self.azure.request("GET", path, wire) as response:
+                if response.content_type != "text/event-stream":
+                    rejected = await rejection(response, self.azure.scrubber)
+                    body = orjson.dumps(rejected.body)
+                    await call.answer(rejected.status, body, rejected.headers)
+                    return
+                await call.start(200, {**clients.STREAM_HEADERS, **passed_on(response)})
+                async for chunk in response.content.iter_any():
+                    await call.write(chunk)
+                await call.end()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
 
     async def delete(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
         """Delete every round at Azure, and what is kept here of the exchange."""
@@ -149,9 +174,9 @@ class Retrieval:
     async def input_items(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
         """The app's own input: that of the first round."""
         await self._owned(app, response_id)
-        await self._pass(
-            call, "GET", f"responses/{response_id}/input_items", _with(wire, call, _LIST_QUERY)
-        )
+        shows = _seen if app.wait == "hold" else None
+        wire = _with(wire, call, _LIST_QUERY)
+        await self._pass(call, "GET", f"responses/{response_id}/input_items", wire, shows)
 
     # --- parts ------------------------------------------------------------------------------
 
@@ -186,7 +211,9 @@ class Retrieval:
             )
             return list(found.all())
 
-    async def _pass(self, call: Call, method: str, path: str, wire: Wire) -> None:
+    async def _pass(
+        self, call: Call, method: str, path: str, wire: Wire, shows: Shows | None = None
+    ) -> None:
         try:
             async with self.azure.request(method, path, wire) as response:
                 if response.status >= 300:
@@ -194,7 +221,10 @@ class Retrieval:
                     body = orjson.dumps(rejected.body)
                     await call.answer(rejected.status, body, rejected.headers)
                     return
-                await call.answer(200, await response.read(), passed_on(response))
+                raw = self.azure.scrubber.clean(await response.read())
+                if shows is not None:
+                    raw = orjson.dumps(shows(orjson.loads(raw)))
+                await call.answer(200, raw, passed_on(response))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
 
@@ -206,3 +236,14 @@ def _not_found(response_id: str) -> Refused:
 def _with(wire: Wire, call: Call, names: frozenset[str]) -> Wire:
     query: dict[str, Any] = {name: value for name, value in call.query if name in names}
     return Wire(wire.headers, {**wire.query, **query})
+
+
+def _seen(listing: Json) -> Json:
+    """A page of items without those that exist only between Azure and the gateway."""
+    items = [
+        {**item, "approval_request_id": None} if item.get("approval_request_id") else item
+        for item in listing.get("data") or []
+        if item.get("type") not in HIDDEN_ITEMS
+    ]
+    ends = (items[0].get("id"), items[-1].get("id")) if items else (None, None)
+    return {**listing, "data": items, "first_id": ends[0], "last_id": ends[1]}

@@ -7,6 +7,7 @@ error shape; what looks like a way round is recorded first.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Collection
@@ -169,6 +170,7 @@ class Proxy:
     # --- create -----------------------------------------------------------------------------
 
     async def _create(self, call: Call, app: AppView) -> None:
+        app = _as_wished(call, app)
         asked = parse(await call.body(self._edge.max_body))
         findings = inspect(asked)
         if app.wait != "return":
@@ -296,6 +298,17 @@ class Proxy:
 class _Parent:
     exchange_id: str | None
     last_id: str
+
+
+def _as_wished(call: Call, app: AppView) -> AppView:
+    """The app, with the wait mode that it wants for this request."""
+    match call.header("gatepass-wait"):
+        case None:
+            return app
+        case "hold" | "return" as wait:
+            return dataclasses.replace(app, wait=wait)
+        case _:
+            raise Refused("'Gatepass-Wait' must be 'hold' or 'return'.", code="invalid_header")
 
 
 def _refuse_approvals(findings: Findings, asked_for: Collection[str]) -> None:
