@@ -140,7 +140,7 @@ class Ledger:
     async def run(self) -> None:
         """Group committer and sequencer; ends only by cancellation or by a fatal error.
 
-        On SQLite a second process is refused with `Unavailable`; on PostgreSQL it stands by.
+        A second process on the same database is refused with `Unavailable`.
         """
         self._running = True
         try:
@@ -185,8 +185,6 @@ class Ledger:
         return True
 
     async def _take_place(self) -> None:
-        if self.db.dialect != "sqlite":
-            return
         for _ in range(100):  # a command beside us may be settling: give it five seconds
             try:
                 if await self._sequencer.elect(announce=True):
@@ -197,7 +195,7 @@ class Ledger:
                 return
             await asyncio.sleep(_GLANCE)
         raise Unavailable(
-            "Another gateway is running on this SQLite database. Stop it first, or use PostgreSQL.",
+            "Another gateway is running on this database. Stop it first: one process at a time.",
             code="ledger_locked",
         )
 

@@ -31,6 +31,7 @@ class Mortal:
     gateway: Gateway
     process: Process
     settings: config.Settings
+    environ: dict[str, str]
 
     async def records(self, kind: str) -> list[dict]:
         """Bodies of the records of a kind, read while nobody else has the database."""
@@ -69,7 +70,7 @@ async def mortal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         await process.start()
         gateway = Gateway(world, process.url, key, token, tmp_path)
         await stack.enter_async_context(gateway.clients)
-        yield Mortal(gateway, process, settings)
+        yield Mortal(gateway, process, settings, environ)
 
 
 async def ask_and_lose(gateway: Gateway, text: str) -> asyncio.Task:
@@ -231,10 +232,11 @@ async def test_killing_at_many_moments_never_runs_a_call_twice(mortal: Mortal):
     await mortal.records("approval.decided")
 
 
-async def test_C_27_a_second_gateway_on_the_same_file_is_refused(mortal: Mortal, tmp_path: Path):
-    if mortal.settings.postgresql:
-        pytest.skip("PostgreSQL is for several replicas")
-    other = Process(environment(tmp_path, mortal.gateway.world, free_port()), tmp_path / "data")
+async def test_C_27_a_second_gateway_on_the_same_database_is_refused(mortal: Mortal):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    again = {"GATEPASS_LISTEN": f"127.0.0.1:{port}", "GATEPASS_PUBLIC_URL": url}
+    other = Process({**mortal.environ, **again}, mortal.gateway.folder / "data")
     with pytest.raises(AssertionError):
         await other.start()
     assert "Another gateway is running" in other.log()
