@@ -124,6 +124,7 @@ class Passing:
                     await self._ending(call, exchange, event, out, trace)
                     continue
                 out += _frames(exchange.receive(event))
+                await self._name(exchange.id, trace)
             if out:
                 await call.write(b"".join(out))
         if exchange.state == "forwarding":
@@ -145,6 +146,13 @@ class Passing:
         await self._record(trace)
         out += _frames(commands)
 
+    async def _name(self, response_id: str | None, trace: _Trace) -> None:
+        """An app in the background may come back before the end: whose it is must be known."""
+        if response_id is None or trace.named or not trace.background:
+            return
+        trace.named = True
+        await self.ledger.append_all([], [_row(response_id, trace.app, self.clock())])
+
     async def _broken_stream(self, call: Call, exchange: Exchange, error: Exception) -> None:
         if exchange.state == "forwarding":
             message = f"The connection to Azure broke ({type(error).__name__})."
@@ -156,17 +164,21 @@ class Passing:
         trace.recorded = True
         rows: list[tuple[Any, dict[str, Any]]] = []
         now = self.clock()
-        if trace.response_id is not None:
-            row = {
-                "response_id": trace.response_id,
-                "exchange_id": "",
-                "app_id": trace.app.id,
-                "round": 0,
-                "mediated": False,
-                "created_at": now,
-            }
-            rows.append((_RESPONSE_IDS, row))
+        if trace.response_id is not None and not trace.named:
+            rows.append(_row(trace.response_id, trace.app, now))
         await self.ledger.append_all([trace.record(now)], rows)
+
+
+def _row(response_id: str, app: AppView, now: datetime) -> tuple[Any, dict[str, Any]]:
+    row = {
+        "response_id": response_id,
+        "exchange_id": "",
+        "app_id": app.id,
+        "round": 0,
+        "mediated": False,
+        "created_at": now,
+    }
+    return _RESPONSE_IDS, row
 
 
 class _Trace:
@@ -178,11 +190,13 @@ class _Trace:
         self.app = app
         self.model = asked.get("model")
         self.streamed = bool(asked.get("stream"))
+        self.background = bool(asked.get("background"))
         self.outcome = "refused"
         self.status = 200
         self.response_id: str | None = None
         self.tokens: dict[str, int] = {}
         self.recorded = False
+        self.named = False
 
     def count(self, response: Json) -> None:
         """Take the usage of the finished response over."""
