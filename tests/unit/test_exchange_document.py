@@ -128,7 +128,7 @@ def test_the_deepest_body_can_still_be_saved_inside_something_else() -> None:
     assert dump(document)
 
 
-@pytest.mark.parametrize("value", ["\ud800", 2**64, object(), {1: 2}], ids=repr)
+@pytest.mark.parametrize("value", ["\ud800", 2**64, b"bytes", {1: 2}], ids=repr)
 def test_what_cannot_be_written_faithfully_is_refused(value: object) -> None:
     with pytest.raises(Refused) as caught:
         dump({"a": value})

@@ -168,8 +168,8 @@ def test_a_choice_of_tools_that_is_no_list_of_names_is_refused(allowed: Any) -> 
     ("approval", "strict"),
     [
         ("always", None),
-        ({"always": {"tool_names": ["a", "b"]}}, frozenset({"a", "b"})),
-        ({"always": {"tool_names": ["a"]}, "never": {"tool_names": ["c"]}}, frozenset({"a"})),
+        ({"always": {"tool_names": ["a", "b"]}}, ["a", "b"]),
+        ({"always": {"tool_names": ["a"]}, "never": {"tool_names": ["c"]}}, ["a"]),
         ({"always": {"read_only": False}}, None),
         ({"always": {"tool_names": ["a"], "read_only": False}}, None),
         ({"always": {"tool_names": "a"}}, None),
@@ -186,7 +186,8 @@ def test_a_choice_of_tools_that_is_no_list_of_names_is_refused(allowed: Any) -> 
 )
 def test_an_app_may_be_stricter_and_what_is_unclear_is_strict(approval: Any, strict: Any) -> None:
     result = enforced({"tools": [{**THEIRS, "require_approval": approval}]})
-    assert result.strict_tools == {"crm": strict}
+    # Lists name the cases the same way in every process of a parallel run; sets do not.
+    assert result.strict_tools == {"crm": None if strict is None else frozenset(strict)}
 
 
 @pytest.mark.parametrize("approval", ["never", None, {"always": {"tool_names": []}}], ids=repr)
