@@ -57,7 +57,9 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     """Open what the settings name. Makes the data directory and the keys at the first start."""
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     envelope = Envelope(load_or_create_key(settings.resolved_master_key_file))
-    signer = load_signer(settings.resolved_signing_key_file, settings.ledger_origin)
+    signer = load_signer(
+        settings.resolved_signing_key_file, settings.ledger_origin, settings.data_dir
+    )
     db = open_database(settings.resolved_database_url)
     keep_out = (
         settings.data_dir,

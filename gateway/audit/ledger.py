@@ -32,6 +32,7 @@ from gateway.telemetry import Clock, log
 HEARTBEAT = timedelta(minutes=5)
 _PATIENCE = 30.0  # seconds that `sealed` waits at most
 _RECENT = 4096  # receipts kept for callers that ask just after the sealing
+_MEMORY = 1.0  # seconds between signed heads that outlive this process otherwise than in the rows
 _GLANCE = 0.05  # seconds between looks at what another process seals
 _RECORDS = metadata.tables["audit_records"]
 _HEADS = metadata.tables["audit_checkpoints"]
@@ -150,6 +151,7 @@ class Ledger:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._writer.run())
                 group.create_task(self._sequence())
+                group.create_task(self._remember())
         finally:
             self._running = False
             self._fail("The gateway is stopping.")
@@ -213,6 +215,11 @@ class Ledger:
                 async with asyncio.timeout(self._poll):
                     await self._wake.wait()
             self._wake.clear()
+
+    async def _remember(self) -> None:
+        while True:
+            await asyncio.sleep(_MEMORY)
+            await self._sequencer.keep()
 
     async def _turn(self) -> None:
         if not self._sequencer.elected:

@@ -7,6 +7,7 @@ of an older epoch is refused, so that a paused process cannot fork the ledger.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from sqlalchemy import bindparam, func, insert, select, update
@@ -20,7 +21,7 @@ from gateway.audit.tree import HASH_SIZE, TILE_WIDTH, Frontier
 from gateway.errors import Unavailable
 from gateway.store.database import Database
 from gateway.store.tables import metadata
-from gateway.telemetry import Clock
+from gateway.telemetry import Clock, log
 
 EPOCH = "ledger_epoch"
 _BATCH = 512
@@ -122,17 +123,15 @@ class Sequencer:
     async def resign(self) -> None:
         """Give up the seat."""
         self._growth = None
+        await self.keep()
         await self._seat.leave()
 
-    async def holds(self) -> bool:
-        """Whether the seat is still ours."""
-        return await self._seat.held()
-
-    async def idle(self) -> bool:
-        """Whether nothing waits for a place."""
-        async with self._database.reading() as session:
-            connection = await session.connection()
-            return (await connection.execute(_WAITING.limit(1))).first() is None
+    async def keep(self) -> None:
+        """Keep the last signed head beside the database. It is worth a warning, not an outage."""
+        try:
+            await asyncio.to_thread(self._signer.save)
+        except OSError as error:
+            log.error("signed_head_not_kept", problem=str(error))
 
     async def seal(self) -> Sealed | None:
         """One transaction: places, tiles and the signed head. None when nothing waited.

@@ -1,12 +1,15 @@
 """The key that signs the heads of the ledger, and what it remembers having signed.
 
-The key is an Ed25519 seed in a file of mode 0600. Beside it lies the last head it signed
-(`….head`): a database that is older than that, or tells another story, is not signed again.
+The key is an Ed25519 seed in a file of mode 0600, which may be read-only. In a folder of our own
+lies the last head it signed (`….head`): a database that is older than that, or tells another story,
+is not signed again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,6 +27,8 @@ class Signer:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self._memory = memory
         self._last: Checkpoint | None = None
+        self._unsaved: str | None = None
+        self._saving = threading.Lock()
         self.origin = origin
         self.verifier = VerifierKey(origin, self._key.public_key().public_bytes_raw())
         try:
@@ -50,12 +55,16 @@ class Signer:
         return self._last
 
     def remember(self, note: str) -> None:
-        """Keep a head that is committed. A crash before leaves an older one, which is safe."""
-        self._last = self._open(note.encode())
-        if self._memory is not None:
-            draft = self._memory.with_name(self._memory.name + ".new")
-            draft.write_text(note)
-            draft.replace(self._memory)
+        """Take note of a head that is committed; `save` keeps it."""
+        self._last = Checkpoint.parse(checkpoint.split(note)[0])
+        self._unsaved = note
+
+    def save(self) -> None:
+        """Keep what was remembered, durably. A crash before leaves an older head, which is safe."""
+        with self._saving:  # one thread may still be at it when the process stops
+            note, self._unsaved = self._unsaved, None
+            if self._memory is not None and note is not None:
+                _replace(self._memory, note)
 
     def _open(self, note: bytes) -> Checkpoint:
         try:
@@ -67,6 +76,22 @@ class Signer:
             ) from error
 
 
-def load_signer(path: Path, origin: str = "gatepass") -> Signer:
-    """Read the key file, or make it; heads are remembered in the file beside it."""
-    return Signer(origin, load_or_create_key(path), path.with_name(path.name + ".head"))
+def _replace(path: Path, note: str) -> None:
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)  # one that another mode was given to
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(note)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load_signer(path: Path, origin: str = "gatepass", folder: Path | None = None) -> Signer:
+    """Read the key file, or make it. Heads are remembered in `folder`, else beside the key."""
+    memory = (folder or path.parent) / f"{path.name}.head"
+    return Signer(origin, load_or_create_key(path), memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from gateway.store.database import Database
 from gateway.store.tables import metadata
 from tests.support.clock import FakeClock
 from tests.support.evidence import Teller
-from tests.support.ledger import a_record, check_ledger, make_ledger, signer
+from tests.support.ledger import a_record, check_ledger, make_ledger, running, signer
 
 RECORDS = metadata.tables["audit_records"]
 HEADS = metadata.tables["audit_checkpoints"]
@@ -252,10 +253,60 @@ async def test_signer_files(tmp_path: Path) -> None:
     assert load_signer(path).verifier == made.verifier
     assert made.last() is None
     made.remember(made.sign(1, bytes(32)))
+    assert made.last() == open_note(made.sign(1, bytes(32)), [made.verifier])
+    assert load_signer(path).last() is None
+    made.save()
+    assert (tmp_path / "signing.key.head").stat().st_mode & 0o777 == 0o600
     assert load_signer(path).last() == open_note(made.sign(1, bytes(32)), [made.verifier])
     (tmp_path / "signing.key.head").write_text("nonsense")
     with pytest.raises(Unavailable, match="cannot be used"):
         load_signer(path).last()
+    (tmp_path / "signing.key.head").chmod(0o644)
+    (tmp_path / "signing.key.head.new").write_text("of a crash")
+    made.remember(made.sign(2, bytes(32)))
+    made.save()
+    assert (tmp_path / "signing.key.head").stat().st_mode & 0o777 == 0o600
+    made.save()  # nothing new
     path.chmod(0o644)
     with pytest.raises(Unavailable, match="chmod"):
         load_signer(path)
+
+
+async def test_the_signed_head_is_kept_in_a_folder_of_our_own(
+    sqlite: Database, clock: FakeClock, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "data").mkdir()
+    key = tmp_path / "keys" / "signing.key"
+    made = load_signer(key, folder=tmp_path / "data")
+    ledger = Ledger(sqlite, made, clock)
+    await ledger.append_all([a_record(clock)])
+    await ledger.settle()
+    assert [path.name for path in (tmp_path / "keys").iterdir()] == ["signing.key"]
+    assert load_signer(key, folder=tmp_path / "data").last() == made.last()
+    assert made.last().size == 1
+
+
+async def test_a_running_ledger_keeps_its_head_every_second(
+    sqlite: Database, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.audit.ledger._MEMORY", 0.02)
+    path = tmp_path / "signing.key"
+    async with running(Ledger(sqlite, load_signer(path), clock, poll=0.05)) as ledger:
+        async with ledger.transaction() as tx:
+            tx.record(a_record(clock))
+        await tx.sealed()
+        async with asyncio.timeout(5):
+            while load_signer(path).last() is None:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_head_that_cannot_be_kept_is_no_outage(
+    sqlite: Database, clock: FakeClock, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    ledger = Ledger(sqlite, load_signer(tmp_path / "key", folder=tmp_path / "data"), clock)
+    (tmp_path / "data").rmdir()
+    await ledger.append_all([a_record(clock)])
+    await ledger.settle()
+    assert (await reading.latest(sqlite)).size == 1
