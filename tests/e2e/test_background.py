@@ -174,14 +174,14 @@ async def test_a_stream_is_taken_up_again_where_it_was_left(gateway: Gateway):
     assert len(await gateway.effects()) == 1
 
 
-@pytest.mark.parametrize("after", ["x", "", "--5", "-7", "1.5", "²", "9999999999999999999999"])
-async def test_a_place_that_is_no_number_is_refused(gateway: Gateway, after: str):
+async def test_a_place_that_is_no_number_is_refused(gateway: Gateway):
     first = await started(gateway, stream=True)
     event = await anext(aiter(first))
     await first.close()
     path = f"{RESPONSES}/{event.response.id}"
-    answer = await gateway.raw("GET", path, params={"stream": "true", "starting_after": after})
-    assert (answer.status_code, error_of(answer)["param"]) == (400, "starting_after")
+    for after in ("x", "", "--5", "-7", "1.5", "²", "9999999999999999999999"):
+        answer = await gateway.raw("GET", path, params={"stream": "true", "starting_after": after})
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "starting_after"), after
 
 
 async def test_what_was_not_streamed_cannot_be_streamed_later(gateway: Gateway):

@@ -116,11 +116,11 @@ async def test_the_official_client_that_gives_up_waiting_asks_people_once(tmp_pa
     async with opened(tmp_path, GATEPASS_EARLY_HEADER="60s") as gateway:
         # Its timer ends before anything is sent: the client posts again, twice.
         key = await add_app(gateway, "strict-bot", plain="strict")
-        client = await gateway.app(api_key=key, max_retries=2, timeout=1.0)
+        client = await gateway.app(api_key=key, max_retries=2, timeout=0.5)
         headers = {"x-stainless-read-timeout": "600"}
         body = {"model": MODEL, "input": TRANSFER, "tools": [gateway.tool()]}
         asking = asyncio.ensure_future(client.responses.create(**body, extra_headers=headers))
-        await gateway.decide(after=2.2)
+        await gateway.decide(after=1.2)
         assert (await asking).output_text.startswith("bank.transfer returned:")
         assert (len(await posted(gateway)), len(await gateway.effects())) == (2, 1)
         assert len(await gateway.records("exchange.opened")) == 1
