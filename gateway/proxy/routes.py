@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.types import Receive, Scope, Send
 
 from gateway.approvals import exchanges, reading
@@ -37,8 +38,8 @@ from gateway.proxy.live import Hub, Live
 from gateway.proxy.passing import Passing, internal
 from gateway.proxy.retrieval import Retrieval
 from gateway.registry.directory import AppView
+from gateway.store.tables import ApprovalRequest, HandedItem, ResponseId
 from gateway.store.tables import Exchange as ExchangeRow
-from gateway.store.tables import HandedItem, ResponseId
 from gateway.telemetry import log, refusals_total
 
 _ROUTE = re.compile(
@@ -255,14 +256,12 @@ class Proxy:
                         param=f"input[{sent.index}]",
                     )
             for name in findings.references:
-                if name.startswith(("mcpr_", "mcpl_", "mcp_")):
-                    row = await session.get(HandedItem, (name, app.id))
-                    if row is None:
-                        raise Bypass(
-                            f"The item '{name}' was not handed out by this gateway.",
-                            code="item_forged",
-                            param="input",
-                        )
+                if await _is_foreign(session, app, name):
+                    raise Bypass(
+                        f"The item '{name}' was not handed to this app by this gateway.",
+                        code="item_forged",
+                        param="input",
+                    )
 
     async def _join_or_open(
         self, call: Call, app: AppView, plan: Plan, enforced: Enforced, approvals: dict[str, str]
@@ -292,6 +291,22 @@ class Proxy:
             await clients.background(call, live)
         else:
             await clients.plain(call, live, clients.patience(call, app.plain, self._edge.limits))
+
+
+async def _is_foreign(session: AsyncSession, app: AppView, name: str) -> bool:
+    """Whether a reference names an MCP item that this app was never handed.
+
+    What was held or handed out is known whatever its id looks like; of what was not, only Azure's
+    own way to name MCP items tells.
+    """
+    handed = await session.exec(select(HandedItem.app_id).where(HandedItem.item_id == name))
+    owners = handed.all()
+    if app.id in owners:
+        return False
+    held = await session.exec(
+        select(ApprovalRequest.id).where(ApprovalRequest.upstream_id == name).limit(1)
+    )
+    return bool(owners) or held.first() is not None or name.startswith(("mcpr_", "mcpl_", "mcp_"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,7 +275,7 @@ class ApprovalRequest(SQLModel, table=True):
     )
     id: str = Field(primary_key=True)
     exchange_id: str = Field(foreign_key="exchanges.id", index=True)
-    upstream_id: str
+    upstream_id: str = Field(index=True)
     round: int
     state: str  # pending | approved | denied | expired | cancelled
     app_id: str

@@ -307,6 +307,9 @@ def upgrade() -> None:
             "ix_approval_requests_state_deadline", ["state", "deadline", "id"], unique=False
         )
         batch_op.create_index(batch_op.f("ix_approval_requests_tool"), ["tool"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_approval_requests_upstream_id"), ["upstream_id"], unique=False
+        )
 
     op.create_table(
         "sign_in_links",
@@ -382,6 +385,7 @@ def downgrade() -> None:
     op.drop_table("tool_definitions")
     op.drop_table("sign_in_links")
     with op.batch_alter_table("approval_requests", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_approval_requests_upstream_id"))
         batch_op.drop_index(batch_op.f("ix_approval_requests_tool"))
         batch_op.drop_index("ix_approval_requests_state_deadline")
         batch_op.drop_index(batch_op.f("ix_approval_requests_server_label"))
