@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from weakref import WeakValueDictionary
 
 import orjson
 
@@ -113,6 +114,7 @@ class Hub:
     def __init__(self) -> None:
         self._live: dict[str, Live] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._opening: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._group: asyncio.TaskGroup | None = None
         self.ready = asyncio.Event()
 
@@ -159,6 +161,10 @@ class Hub:
     def get(self, exchange_id: str) -> Live | None:
         """The live exchange of that id, if it runs here."""
         return self._live.get(exchange_id)
+
+    def opening(self, app_id: str, body_digest: str) -> asyncio.Lock:
+        """Held while such an exchange is looked for and, if there is none, opened."""
+        return self._opening.setdefault((app_id, body_digest), asyncio.Lock())
 
     def twin(self, app_id: str, body_digest: str, *, is_retry: bool) -> Live | None:
         """The exchange that an identical request joins.

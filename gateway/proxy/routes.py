@@ -268,9 +268,22 @@ class Proxy:
     ) -> Live:
         digest = hashlib.sha256(orjson.dumps(plan.asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
         is_retry = (call.header("x-stainless-retry-count") or "0") != "0"
-        twin = self._edge.hub.twin(app.id, digest, is_retry=is_retry)
-        if twin is not None:
-            return twin
+        # Opening takes a while, and a retry that comes meanwhile must find what is being opened.
+        async with self._edge.hub.opening(app.id, digest):
+            twin = self._edge.hub.twin(app.id, digest, is_retry=is_retry)
+            if twin is not None:
+                return twin
+            return await self._open(call, app, plan, enforced, (digest, approvals))
+
+    async def _open(
+        self,
+        call: Call,
+        app: AppView,
+        plan: Plan,
+        enforced: Enforced,
+        known: tuple[str, dict[str, str]],
+    ) -> Live:
+        digest, approvals = known
         tools = self._edge.tools
         kept = await exchanges.open_exchange(
             tools.context, _opening(app, plan, enforced, digest), now=tools.clock()

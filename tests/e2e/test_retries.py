@@ -67,6 +67,14 @@ async def test_a_retry_that_says_so_joins_the_exchange(gateway: Gateway, gone: b
     assert len(await gateway.records("approval.requested")) == 1
 
 
+async def test_retries_that_come_at_once_open_one_exchange(gateway: Gateway):
+    asking = [Asking(gateway, RETRY) for _ in range(3)]
+    await gateway.decide()
+    answers = [(await each.task).json() for each in asking]
+    assert len({answer["id"] for answer in answers}) == 1
+    assert len(await gateway.effects()) == 1
+
+
 async def test_a_retry_after_the_end_hears_the_same_answer(gateway: Gateway):
     first = Asking(gateway, {})
     await gateway.decide()
