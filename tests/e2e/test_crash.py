@@ -237,8 +237,11 @@ async def test_C_27_a_second_gateway_on_the_same_database_is_refused(mortal: Mor
     url = f"http://127.0.0.1:{port}"
     again = {"GATEPASS_LISTEN": f"127.0.0.1:{port}", "GATEPASS_PUBLIC_URL": url}
     other = Process({**mortal.environ, **again}, mortal.gateway.folder / "data")
-    with pytest.raises(AssertionError):
-        await other.start()
+    try:
+        with pytest.raises(AssertionError):
+            await other.start()
+    finally:
+        other.kill()
     assert "Another gateway is running" in other.log()
 
 

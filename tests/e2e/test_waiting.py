@@ -238,10 +238,10 @@ async def test_a_failure_after_the_early_header_is_a_failed_response(tmp_path):
 
 async def test_the_clients_own_timer_brings_the_newlines_forward(tmp_path):
     async with opened(tmp_path, early_header="10s") as gateway:
-        client = await gateway.app(timeout=openai.Timeout(10, read=0.3))
+        client = await gateway.app(timeout=openai.Timeout(20, read=2))
         body = {"model": MODEL, "input": TRANSFER, "tools": [gateway.tool()]}
         asking = asyncio.ensure_future(client.responses.create(**body))
-        await gateway.decide(after=0.8)
+        await gateway.decide(after=3.5)
         assert (await asking).status == "completed"
         posted = [entry for entry in await gateway.upstream_requests() if entry["body"]]
         assert len(posted) == 2
