@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 
-from gateway.audit.fields import JSONValue
+from gateway.audit.fields import FIELDS, JSONValue
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Kind:
     example: Mapping[str, JSONValue] = field(default_factory=dict)
 
     @cached_property
-    def allowed(self) -> frozenset[str]:
-        """Every field such a record may have."""
-        return frozenset(self.required + self.optional)
+    def allowed(self) -> Mapping[str, Callable[[object], bool]]:
+        """Every field such a record may have, and whether a value fits it."""
+        return {name: FIELDS[name].fits for name in self.required + self.optional}
 
 
 MARK = "hmac-sha256:" + "5e" * 32

@@ -19,9 +19,10 @@ from sqlalchemy import Table, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.audit.inserts import Inserts
 from gateway.audit.records import SYSTEM, Record, make, timestamp
 from gateway.audit.seat import seat_for
-from gateway.audit.sequencer import Sealed, Sequencer, insert_records
+from gateway.audit.sequencer import Sealed, Sequencer
 from gateway.audit.signing import Signer
 from gateway.audit.writer import Writer
 from gateway.errors import Conflict, GatepassError, Unavailable
@@ -63,7 +64,8 @@ class Transaction:
 
     async def sealed(self) -> Receipt | None:
         """After the transaction: wait until a signed head covers its records."""
-        return await self._ledger.sealed([record.id for record in self.records], fresh=True)
+        # Records of one transaction get their places in order: the last one's covers them all.
+        return await self._ledger.sealed([record.id for record in self.records[-1:]], fresh=True)
 
 
 class Ledger:
@@ -75,6 +77,7 @@ class Ledger:
         self.problem: str | None = None
         self._clock = clock
         self._poll = poll
+        self._inserts = Inserts(db.engine.dialect)
         self._writer = Writer(db)
         self._sequencer = Sequencer(db, signer, clock, seat_for(db))
         self._awaited: dict[str, asyncio.Future[Receipt | Unavailable]] = {}
@@ -255,7 +258,7 @@ class Ledger:
 
     async def _insert(self, session: AsyncSession, records: list[Record]) -> None:
         try:
-            await insert_records(await session.connection(), records)
+            await self._inserts.records(await session.connection(), records)
         except IntegrityError as error:
             raise Conflict("This is recorded already.", code="already_recorded") from error
 

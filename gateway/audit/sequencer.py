@@ -8,12 +8,14 @@ of an older epoch is refused, so that a paused process cannot fork the ledger.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.audit import checkpoint, tree
+from gateway.audit.inserts import Inserts
 from gateway.audit.records import SYSTEM, JSONValue, Record, make
 from gateway.audit.seat import Seat
 from gateway.audit.signing import Signer
@@ -37,9 +39,11 @@ _WAITING = (
 )
 _PLACE = (
     update(_RECORDS)
-    .where(_RECORDS.c.position == bindparam("at"))
-    .values({"index": bindparam("place")})
+    .where(_RECORDS.c.position.between(bindparam("first"), bindparam("last")))
+    .values({"index": _RECORDS.c.position + bindparam("shift")})
 )
+_ADD_HEAD = insert(_HEADS)
+_ELECTED = select(_META.c.value).where(_META.c.name == EPOCH).with_for_update(read=True)
 _LAST_HEAD = select(_HEADS).order_by(_HEADS.c.size.desc()).limit(1)
 
 
@@ -91,6 +95,7 @@ class Sequencer:
         self._signer = signer
         self._clock = clock
         self._seat = seat
+        self._inserts = Inserts(database.engine.dialect)
         self._growth: Growth | None = None
         self.epoch = 0
 
@@ -113,7 +118,7 @@ class Sequencer:
                 epoch = await _raise_epoch(connection)
                 if announce:
                     record = self._started(epoch, growth.frontier.size)
-                    await insert_records(connection, [record])
+                    await self._inserts.records(connection, [record])
         except BaseException:
             await self._seat.leave()
             raise
@@ -150,8 +155,7 @@ class Sequencer:
             changed: dict[tuple[int, int], bytes] = {}
             for row in rows:
                 changed |= growth.append(row.leaf_hash)
-            places = [{"at": row.position, "place": first + n} for n, row in enumerate(rows)]
-            await connection.execute(_PLACE, places)
+            await connection.execute(_PLACE, _runs([row.position for row in rows], first))
             await _write_tiles(connection, changed)
             note = await self._write_head(connection, growth.frontier)
         self._growth = growth
@@ -170,13 +174,12 @@ class Sequencer:
             "note": note,
             "created_at": self._clock(),
         }
-        await connection.execute(insert(_HEADS), row)
+        await connection.execute(_ADD_HEAD, row)
         return note
 
     async def _check_epoch(self, connection: AsyncConnection) -> None:
         # FOR SHARE keeps the next election out until this transaction has ended.
-        query = select(_META.c.value).where(_META.c.name == EPOCH).with_for_update(read=True)
-        stored = await connection.scalar(query)
+        stored = await connection.scalar(_ELECTED)
         if stored != str(self.epoch):
             raise Stale(f"The ledger is sequenced by election {stored}, this is {self.epoch}.")
 
@@ -222,25 +225,15 @@ class Sequencer:
         )
 
 
-async def insert_records(connection: AsyncConnection, records: list[Record]) -> None:
-    """Insert records without a place, inside the caller's transaction."""
-    rows = [
-        {
-            "id": record.id,
-            "leaf_hash": record.leaf_hash,
-            "body": record.body,
-            "kind": record.kind,
-            "ts": record.ts,
-            "actor": record.actor,
-            "app": record.subject.get("app"),
-            "server": record.subject.get("server"),
-            "tool": record.subject.get("tool"),
-            "exchange": record.subject.get("exchange"),
-            "approval": record.subject.get("approval"),
-        }
-        for record in records
-    ]
-    await connection.execute(insert(_RECORDS), rows)
+def _runs(positions: Sequence[int], index: int) -> list[dict[str, int]]:
+    """Runs of neighbouring positions, and how far their indexes are from them."""
+    runs: list[dict[str, int]] = []
+    for place, position in enumerate(positions, index):
+        if runs and runs[-1]["last"] == position - 1:
+            runs[-1]["last"] = position
+        else:
+            runs.append({"first": position, "last": position, "shift": place - position})
+    return runs
 
 
 def _refuse(why: str) -> Unavailable:

@@ -7,26 +7,20 @@ anything and never says that something is written before the database did.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from sqlalchemy import Table
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.audit.inserts import Inserts, Row
 from gateway.audit.records import Record
-from gateway.audit.sequencer import insert_records
 from gateway.errors import Conflict, Unavailable
 from gateway.store.database import Database, is_disk_error
 
-Row: TypeAlias = tuple[Table, Mapping[str, Any]]
 _MOST = 512
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Submission:
+class Submission(NamedTuple):
     """What one caller wants written, and how it is told."""
 
     records: Sequence[Record]
@@ -39,6 +33,7 @@ class Writer:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._inserts = Inserts(database.engine.dialect)
         self._queue: list[Submission] = []
         self._queued = asyncio.Event()
         self._running = False
@@ -76,9 +71,8 @@ class Writer:
 
     async def _commit(self, batch: list[Submission]) -> None:
         try:
-            async with self._database.connection() as connection:
-                await _write(connection, batch)
-        except IntegrityError as error:
+            await self._write(batch)
+        except (IntegrityError, ValueError, TypeError, KeyError) as error:
             await self._separate(batch, error)
         except (SQLAlchemyError, OSError) as error:
             _fail(batch, Unavailable("The audit ledger cannot be written."))
@@ -92,26 +86,24 @@ class Writer:
                 if not submission.done.done():
                     submission.done.set_result(None)
 
-    async def _separate(self, batch: list[Submission], error: IntegrityError) -> None:
-        # One caller repeats what stands already: the others must not suffer for it.
+    async def _write(self, batch: list[Submission]) -> None:
+        rows = [row for submission in batch for row in submission.rows]
+        records = [record for submission in batch for record in submission.records]
+        async with self._database.connection() as connection:
+            if rows:
+                await self._inserts.rows(connection, rows)
+            if records:
+                await self._inserts.records(connection, records)
+
+    async def _separate(self, batch: list[Submission], error: Exception) -> None:
+        # One caller repeats what stands already, or wants what cannot be: the others must not
+        # suffer for it.
         if len(batch) == 1:
-            _fail(batch, Conflict("This is recorded already.", code="already_recorded"))
+            repeated = Conflict("This is recorded already.", code="already_recorded")
+            _fail(batch, repeated if isinstance(error, IntegrityError) else error)
             return
         for submission in batch:
             await self._commit([submission])
-
-
-async def _write(connection: AsyncConnection, batch: list[Submission]) -> None:
-    grouped: dict[tuple[Table, tuple[str, ...]], list[Mapping[str, Any]]] = {}
-    for submission in batch:
-        for table, row in submission.rows:
-            grouped.setdefault((table, tuple(row)), []).append(row)
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    for (table, _), rows in grouped.items():
-        await connection.execute(insert(table).on_conflict_do_nothing(), rows)
-    records = [record for submission in batch for record in submission.records]
-    if records:
-        await insert_records(connection, records)
 
 
 def _fail(batch: list[Submission], error: Exception) -> None:

@@ -52,17 +52,29 @@ class Database:
         self.engine = engine
         self.dialect = engine.dialect.name
         self._writing = asyncio.Lock() if self.dialect == "sqlite" else None
+        self._writer: AsyncConnection | None = None
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
         """A writing Core connection in one transaction: for the hot path and the sequencer."""
-        async with contextlib.AsyncExitStack() as stack:
-            if self._writing is not None:
-                await stack.enter_async_context(self._writing)
-            raw = await stack.enter_async_context(self.engine.connect())
-            connection = await raw.execution_options(gatepass_writes=True)
-            async with connection.begin():
+        if self._writing is None:
+            async with self.engine.begin() as connection:
                 yield connection
+            return
+        async with self._writing:
+            # One writer at a time: its connection need not travel through the pool.
+            connection, self._writer = self._writer or await self._open_writer(), None
+            try:
+                async with connection.begin():
+                    yield connection
+            except BaseException:
+                await connection.close()  # whatever state it is in
+                raise
+            self._writer = connection
+
+    async def _open_writer(self) -> AsyncConnection:
+        connection = await self.engine.connect()
+        return await connection.execution_options(gatepass_writes=True)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
@@ -83,6 +95,9 @@ class Database:
 
     async def close(self) -> None:
         """Give every connection back."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.close()
         await self.engine.dispose()
 
 

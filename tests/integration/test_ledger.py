@@ -354,7 +354,7 @@ async def test_C_18_disk_error_ends_the_process_without_acknowledging(
         async with asyncio.TaskGroup() as group:
             group.create_task(ledger.run())
             await asyncio.sleep(0.1)
-            monkeypatch.setattr("gateway.audit.writer._write", broken)
+            monkeypatch.setattr("gateway.audit.inserts.Inserts.records", broken)
             group.create_task(write())
     assert caught.group_contains(OperationalError)
     assert len(outcome) == 1
@@ -369,7 +369,7 @@ async def test_C_18_disk_error_in_a_transaction_ends_the_process_too(
         raise OperationalError("COMMIT", {}, sqlite3.OperationalError("disk I/O error"))
 
     async def write() -> None:
-        monkeypatch.setattr("gateway.audit.ledger.insert_records", broken)
+        monkeypatch.setattr("gateway.audit.inserts.Inserts.records", broken)
         with pytest.raises(OperationalError):
             async with ledger.transaction() as tx:
                 tx.record(a_record(clock))
@@ -394,3 +394,61 @@ async def test_index_column_needs_no_gap(db: Database, clock: FakeClock) -> None
     await ledger.append_all([a_record(clock, "2")])
     await ledger.settle()
     assert await check_ledger(db) == 2
+
+
+async def test_many_runs_of_positions_are_placed_in_order(db: Database, clock: FakeClock) -> None:
+    """Rolled back inserts leave gaps: each run between them is placed by itself."""
+    ledger = make_ledger(db, clock)
+    for number in range(12):
+        await ledger.append_all([a_record(clock, f"{number}:{more}") for more in range(number % 4)])
+        if number % 3 == 0:
+            with pytest.raises(Conflict):
+                await ledger.append_all([a_record(clock, "x"), a_record(clock, "x")])
+            async with db.connection() as connection:
+                row = {"id": "gap", "leaf_hash": b"", "body": b"", "kind": "k", "ts": clock()}
+                await connection.execute(insert(RECORDS), row)
+                await connection.execute(delete(RECORDS).where(RECORDS.c.id == "gap"))
+    await ledger.settle()
+    assert await check_ledger(db) == 18
+
+
+async def test_rows_of_several_shapes_in_one_append(db: Database, clock: FakeClock) -> None:
+    ledger = make_ledger(db, clock)
+    groups, users = metadata.tables["reviewer_groups"], metadata.tables["users"]
+    user = {"id": "u", "email": "e", "roles": ["viewer"], "created_at": clock()}
+    rows = [
+        (META, {"name": "a", "value": "1"}),
+        (META, {"name": "a", "value": "2"}),  # the first one counts
+        (groups, {"name": "g", "members": ["x", "y"]}),
+        (users, {**user, "disabled_at": None}),
+        (users, {**user, "id": "v", "email": "f", "disabled_at": clock()}),
+    ]
+    await ledger.append_all([a_record(clock)], rows)
+    assert await scalar(db, select(META.c.value).where(META.c.name == "a")) == "1"
+    assert await scalar(db, select(groups.c.members)) == ["x", "y"]
+    assert await scalar(db, select(users.c.created_at).where(users.c.id == "u")) == clock()
+    assert await scalar(db, select(users.c.disabled_at).where(users.c.id == "u")) is None
+    assert await scalar(db, select(users.c.disabled_at).where(users.c.id == "v")) == clock()
+    naive = (users, {**user, "id": "w", "email": "g", "created_at": clock().replace(tzinfo=None)})
+    async with running(ledger):
+        results = await asyncio.gather(
+            ledger.append_all([a_record(clock, "before")]),
+            ledger.append_all([a_record(clock, "with it")], [naive]),
+            ledger.append_all([a_record(clock, "after")]),
+            return_exceptions=True,
+        )
+        assert [type(result) for result in results] == [type(None), ValueError, type(None)]
+        await ledger.append_all([a_record(clock, "with it")])
+
+
+async def test_a_writer_that_failed_is_replaced(sqlite: Database, clock: FakeClock) -> None:
+    ledger = make_ledger(sqlite, clock)
+    for number in range(3):
+        with pytest.raises(RuntimeError):
+            async with sqlite.connection() as connection:
+                await connection.execute(insert(META), {"name": f"n{number}", "value": "x"})
+                raise RuntimeError
+        await ledger.append_all([a_record(clock, str(number))])
+    await ledger.settle()
+    assert await scalar(sqlite, select(META.c.name).where(META.c.name != "ledger_epoch")) is None
+    assert await check_ledger(sqlite) == 3

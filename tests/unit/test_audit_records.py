@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -74,6 +75,9 @@ def test_a_record_as_it_stands_on_disk() -> None:
 def test_the_id_is_that_of_the_transition() -> None:
     assert refused().id == refused(now=NOW + timedelta(1), fields={"code": "y"}).id
     assert len({refused(key=str(n)).id for n in range(10)}) == 10
+    name = '["security.refused",{"app":"app_1"},"7"]'
+    space = uuid.UUID("6f0c1a6e-5d0f-5c1b-9d0e-8d4d2f6d1c57")
+    assert refused(key="7").id == str(uuid.uuid5(space, name))
     assert refused(subject={"app": "app_2"}).id != refused().id
 
 
