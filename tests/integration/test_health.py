@@ -74,10 +74,8 @@ async def test_a_database_that_cannot_be_written_is_not_ready(
 ) -> None:
     async with services.db.connection() as connection:
         await connection.exec_driver_sql("INSERT INTO meta VALUES ('config_version', '0')")
-    async with services.db.reading() as session:
-        connection = await session.connection()
         await connection.exec_driver_sql("PRAGMA query_only=ON")
-    # Every pooled connection refuses to write now, as on a full or read-only disk.
+    # The writing connection refuses to write now, as on a full or read-only disk.
     status, found = await _ready(services)
     assert (status, set(found["parts"])) == (503, set(health.checks()))
     assert found["parts"]["database"] != "ok"
