@@ -17,7 +17,7 @@ import orjson
 from gateway.audit import records, tree
 from gateway.audit.checkpoint import Checkpoint, Damaged, Proof, VerifierKey
 from gateway.audit.grammar import Story
-from gateway.audit.tree import HASH_SIZE, TILE_WIDTH, Frontier
+from gateway.audit.tree import HASH_SIZE, TILE_WIDTH
 from gateway.audit.verification import MOST_FINDINGS, Findings, Layer, Report, Scan, name
 
 FORMAT = "gatepass.evidence/1"
@@ -62,6 +62,14 @@ def manifest(origin: str, size: int, root: bytes, listed: Mapping[str, dict[str,
         "files": listed,
     }
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """What a receipt tells beside its head: an index, and the hashes up to the root, joined."""
+
+    index: int
+    path: bytes
 
 
 class _Folder:
@@ -122,7 +130,7 @@ class _Folder:
             if head is not None:
                 yield source, head
 
-    def _proofs(self, keys: Sequence[VerifierKey]) -> Iterator[tuple[str, Proof, Checkpoint]]:
+    def _proofs(self, keys: Sequence[VerifierKey]) -> Iterator[tuple[str, _Path, Checkpoint]]:
         sources = [(path, self.files[path]) for path in self._under("proofs/")]
         given = enumerate(self.expected.receipts, 1)
         for source, text in sources + [(f"receipt {n}", receipt.encode()) for n, receipt in given]:
@@ -133,10 +141,10 @@ class _Folder:
                 continue
             head = self.findings.head(proof.note, keys, source)
             if head is not None:
-                yield source, proof, head
+                # There may be very many, and each has its own copy of the note.
+                yield source, _Path(proof.index, b"".join(proof.hashes)), head
 
     def _scan(self, head: Checkpoint, scan: Scan) -> bool:
-        below = Frontier()
         suspects: list[tuple[int, str]] = []
         for level, number, width in tree.tiles(head.size):
             if level:
@@ -146,12 +154,12 @@ class _Folder:
             if bundle is None or tile is None:
                 return False
             entries, exact = tree.unpack(bundle, width)
-            suspects += _scan_tile(scan, below, tile, entries)
+            suspects += _scan_tile(scan, tile, entries)
             if not exact or len(tile) != width * HASH_SIZE:
                 self._wrong_length(number, width, entries, suspects)
             if len(entries) < width:
                 break
-        self._blame(head, scan, below, suspects)
+        self._blame(head, scan, suspects)
         return scan.frontier.size == head.size
 
     def _wrong_length(
@@ -162,21 +170,17 @@ class _Folder:
         sentence = f"{tree.entries_path(number, width)} or its tile has another length ({words})"
         self.findings.add(Layer.TREE, "wrong length", sentence, index)
 
-    def _blame(
-        self, head: Checkpoint, scan: Scan, below: Frontier, suspects: list[tuple[int, str]]
-    ) -> None:
-        signed = (head.size, head.root)
-        tiles_fit = (below.size, below.root()) == signed
-        entries_fit = (scan.frontier.size, scan.frontier.root()) == signed
+    def _blame(self, head: Checkpoint, scan: Scan, suspects: list[tuple[int, str]]) -> None:
+        fit = (scan.frontier.size, scan.frontier.root()) == (head.size, head.root)
         for index, words in suspects[:MOST_FINDINGS]:
-            if entries_fit:
+            if fit:
                 path = tree.tile_path(0, index // TILE_WIDTH, _width(index, head.size))
                 sentence = f"its hash in {path} is not that of the record ({words})"
                 self.findings.add(Layer.TREE, "tile hash mismatch", sentence, index)
             else:
                 sentence = f"its bytes are not those that were signed ({words})"
                 self.findings.add(Layer.TREE, "record hash mismatch", sentence, index)
-        if not tiles_fit and not suspects:
+        if not fit and not suspects:  # the tiles agree with the entries
             first, last = self._narrow(head, scan)
             sentence = (
                 f"the head signed at {head.size} does not authenticate the tiles; the change is "
@@ -216,9 +220,10 @@ class _Folder:
                 path = tree.tile_path(level, number, width)
                 self.findings.add(Layer.TREE, "wrong length", f"{path} has another length")
 
-    def _compare_proof(self, scan: Scan, source: str, proof: Proof, head: Checkpoint) -> None:
-        leaf = scan.leaves.get(proof.index, b"")
-        if not tree.verify_inclusion(leaf, proof.index, head.size, proof.hashes, head.root):
+    def _compare_proof(self, scan: Scan, source: str, proof: _Path, head: Checkpoint) -> None:
+        leaf, path = scan.leaves.get(proof.index, b""), proof.path
+        hashes = [path[at : at + HASH_SIZE] for at in range(0, len(path), HASH_SIZE)]
+        if not tree.verify_inclusion(leaf, proof.index, head.size, hashes, head.root):
             sentence = f"{source} does not lead from this record to its head"
             self.findings.add(Layer.CONSISTENCY, "proof does not fit", sentence, proof.index)
         elif source.startswith("proofs/") and source != f"proofs/{proof.index}.tlog-proof":
@@ -284,18 +289,12 @@ class _Folder:
         return sorted(path for path in self.files if path.startswith(prefix))
 
 
-def _scan_tile(
-    scan: Scan, below: Frontier, tile: bytes, entries: Sequence[bytes]
-) -> list[tuple[int, str]]:
+def _scan_tile(scan: Scan, tile: bytes, entries: Sequence[bytes]) -> list[tuple[int, str]]:
     suspects = []
+    first = scan.frontier.size
     for at, body in enumerate(entries):
-        kept = tile[at * HASH_SIZE : (at + 1) * HASH_SIZE]
-        index = scan.frontier.size
-        same = tree.leaf_hash(body) == kept
-        scan.feed(body, readable=same)
-        below.append(kept)
-        if not same:
-            suspects.append((index, name(body)))
+        if not scan.feed(body, tile[at * HASH_SIZE : (at + 1) * HASH_SIZE]):
+            suspects.append((first + at, name(body)))
     return suspects
 
 

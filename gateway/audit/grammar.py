@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 Fault: TypeAlias = tuple[int, str, str]  # index of the record, class of damage, sentence
 _SUBJECT = ("exchange", "server", "tool")
+_NOBODY = frozenset({"gateway", "", None})
+_NONE: frozenset[str] = frozenset()
 _RULINGS = {"approve": ("allow",), "deny": ("deny", "hold")}
 
 
@@ -45,7 +47,7 @@ class Grammar:
 
     def __init__(self) -> None:
         self.stories: dict[str, Story] = {}
-        self._ids: set[bytes] = set()
+        self._ids: set[int] = set()
         self._epoch = 0
         self._ruled_before: dict[str, tuple[Ruling, tuple[object, ...]]] = {}
         self._rules = {
@@ -61,7 +63,7 @@ class Grammar:
 
     def feed(self, index: int, record: Mapping[str, Any]) -> Iterator[Fault]:
         """The faults that this record shows; its form has been checked before."""
-        identity = bytes.fromhex(record["id"].replace("-", ""))
+        identity = int(record["id"].replace("-", ""), 16)
         if identity in self._ids:
             yield index, "duplicate id", "its id stands in the ledger already"
         self._ids.add(identity)
@@ -97,12 +99,12 @@ class Grammar:
         if name in self.stories:
             yield "duplicate request", f"{name} was requested before"
             return
-        asked_by = {record["actor"]["ref"], record.get("requester")}
+        asked_by = {record["actor"]["ref"], record.get("requester")} - _NOBODY
         ruling, about = self._ruled_before.pop(name, (None, None))
         self.stories[name] = story = Story(
             index,
             _about(record),
-            frozenset(ref for ref in asked_by if ref and ref != "gateway"),
+            frozenset(asked_by) if asked_by else _NONE,
             record.get("quorum", 1),
             ruling,
         )
@@ -143,6 +145,7 @@ class Grammar:
                 yield "approval by nobody", f"{name} was approved by {by}"
         yield from _same(story, record)
         story.decision = value, by
+        story.reviews = {}  # a later one is a fault anyway
 
     def _released(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if record.get("approve") is False:

@@ -207,9 +207,8 @@ def members(body: bytes) -> dict[str, Any]:
         raise Malformed("a record needs type, actor and subject")
     if kind not in KINDS:
         raise Unsupported(f"record kind {kind[:60]!r} is not known")
-    fields = {name: value for name, value in document.items() if name not in _ENVELOPE}
     try:
-        _check_kind(kind, subject, fields)
+        _check_kind(kind, subject, document, _ENVELOPE)
         _check_subject(subject)
         _check_words(actor)
         _check_actor(Actor(**actor))
@@ -251,7 +250,12 @@ def _check_there(kind: str, what: str, needed: Sequence[str], present: Mapping[s
             raise ValueError(f"{kind} needs the {what} {name!r}")
 
 
-def _check_kind(kind: str, subject: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+def _check_kind(
+    kind: str,
+    subject: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    beside: frozenset[str] = frozenset(),
+) -> None:
     known = KINDS.get(kind)
     if known is None:
         raise ValueError(f"unknown record kind {kind!r}")
@@ -261,6 +265,8 @@ def _check_kind(kind: str, subject: Mapping[str, Any], fields: Mapping[str, Any]
     for name, value in fields.items():
         fits = allowed.get(name)
         if fits is None:
+            if name in beside:
+                continue
             raise ValueError(f"{kind} has no field {name!r}; it may have {sorted(allowed)}")
         if not fits(value):
             raise ValueError(f"the field {name!r} of {kind} must be: {FIELDS[name].type}")

@@ -584,6 +584,15 @@ def test_a_step_of_no_request_is_malformed(kind: str, check: Check) -> None:
     assert report.findings[0].index == len(leaves)
 
 
+def test_an_id_that_is_none_is_malformed(check: Check) -> None:
+    leaves = bodies(1)
+    number = leaves[3].index(b'"id":"') + 6
+    leaves[3] = leaves[3][:number] + b"z" * 36 + leaves[3][number + 36 :]
+    report = check(folder_of(leaves))
+    assert report.exit_code == Layer.GRAMMAR
+    assert any(finding.index == 3 for finding in report.findings)
+
+
 LEGAL: list[Callable[[Teller], None]] = []
 
 
