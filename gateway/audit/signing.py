@@ -51,7 +51,10 @@ class Signer:
         if self._memory is not None:
             with contextlib.suppress(FileNotFoundError):
                 note = self._memory.read_bytes()
-                self._last = self._open(note) if note else None
+                kept = self._open(note) if note else None
+                # A command beside us may have signed since, and ours may not be saved yet.
+                if kept is not None and (self._last is None or kept.size > self._last.size):
+                    self._last = kept
         return self._last
 
     def remember(self, note: str) -> None:

@@ -261,6 +261,15 @@ async def test_signer_files(tmp_path: Path) -> None:
     (tmp_path / "signing.key.head").write_text("nonsense")
     with pytest.raises(Unavailable, match="cannot be used"):
         load_signer(path).last()
+    made.save()
+    (tmp_path / "signing.key.head").unlink()
+    assert made.last() == open_note(made.sign(1, bytes(32)), [made.verifier])
+    other = load_signer(path)
+    other.remember(other.sign(7, bytes(32)))
+    other.save()
+    assert made.last().size == 7
+    made.remember(made.sign(9, bytes(32)))
+    assert made.last().size == 9  # not saved yet, and not forgotten
     (tmp_path / "signing.key.head").chmod(0o644)
     (tmp_path / "signing.key.head.new").write_text("of a crash")
     made.remember(made.sign(2, bytes(32)))
