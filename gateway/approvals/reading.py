@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from sqlalchemy import exists
 from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -167,8 +168,9 @@ async def wait(context: Approvals, approval_id: str, seconds: float) -> Approval
 
 def shown() -> Any:
     """The condition of every list: Nobody is shown what the signed ledger does not have yet."""
-    return col(ApprovalRequest.record_id).in_(
-        select(AuditRecord.id).where(col(AuditRecord.index).is_not(None))
+    # Correlated, so that one record is looked up by its id: a list of all of them would be scanned.
+    return exists().where(
+        col(AuditRecord.id) == ApprovalRequest.record_id, col(AuditRecord.index).is_not(None)
     )
 
 
