@@ -107,11 +107,11 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         max_rounds=settings.max_rounds,
         max_body=settings.max_body_bytes,
     )
-    jobs = Jobs(services, Recovery(tools, hub).run)
+    recovery = Recovery(tools, hub)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with _running(services, azure, hub, jobs):
+        async with _running(services, azure, hub, recovery):
             yield
 
     app = Gatepass(
@@ -131,7 +131,9 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
 
 
 @contextlib.asynccontextmanager
-async def _running(services: Services, azure: Azure, hub: Hub, jobs: Jobs) -> AsyncIterator[None]:
+async def _running(
+    services: Services, azure: Azure, hub: Hub, recovery: Recovery
+) -> AsyncIterator[None]:
     """Everything that lives as long as the process, started in order, stopped in reverse."""
     stopping = asyncio.Event()
     await azure.open()
@@ -147,7 +149,10 @@ async def _running(services: Services, azure: Azure, hub: Hub, jobs: Jobs) -> As
                 [ledger, group.create_task(services.ledger.ready.wait())],
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            others.append(group.create_task(jobs.run(), name="jobs"))
+            if services.ledger.healthy and not ledger.done():
+                # Before the first request: what is unfinished now is not of this process.
+                await recovery.run()
+            others.append(group.create_task(Jobs(services).run(), name="jobs"))
             try:
                 yield
             finally:

@@ -1,6 +1,4 @@
-"""The background loop: deny what nobody decided in time, notice changed configuration, and
-take up, at the start, what the process before this one left unfinished.
-"""
+"""The background loop: deny what nobody decided in time, notice changed configuration."""
 
 from __future__ import annotations
 
@@ -20,11 +18,9 @@ class Jobs:
     """What runs beside the edges for as long as the process lives."""
 
     services: Services
-    recover: Callable[[], Awaitable[None]]
 
     async def run(self) -> None:
-        """Recover, then go round once a second, for ever."""
-        await self.recover()
+        """Go round once a second, for ever."""
         while True:
             await _carefully("configuration.refresh", self.services.directory.refresh)
             await _carefully("requests.expire", self._expire)
