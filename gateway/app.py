@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 
@@ -24,6 +25,7 @@ from gateway.config import Settings
 from gateway.jobs import Jobs
 from gateway.proxy.azure import Azure, Upstream
 from gateway.proxy.clients import Limits
+from gateway.proxy.creating import Creation
 from gateway.proxy.driver import Tools
 from gateway.proxy.live import Hub
 from gateway.proxy.passing import Passing
@@ -37,7 +39,8 @@ from gateway.store.envelope import Envelope, load_or_create_key
 from gateway.telemetry import Clock, utc_now
 from gateway.vault import open_vault
 
-_DATA_PLANE = ("/openai/", "/v1/")
+#: Some clients keep a path of the endpoint they were given in front of `/openai/`.
+_DATA_PLANE = re.compile(r"(?:/(?!api/)[A-Za-z0-9_-]{1,64})?/openai/|/v1/")
 
 
 class Gatepass(FastAPI):
@@ -47,7 +50,7 @@ class Gatepass(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Dispatch by the first path segment."""
-        if scope["type"] != "lifespan" and scope["path"].startswith(_DATA_PLANE):
+        if scope["type"] != "lifespan" and _DATA_PLANE.match(scope["path"]):
             await self.proxy(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -93,10 +96,9 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         keepalive=settings.keepalive,
     )
     heartbeat = settings.heartbeat.total_seconds()
-    edge = Edge(
+    creation = Creation(
         tools=tools,
         passing=Passing(azure, services.ledger, clock),
-        retrieval=Retrieval(services.approvals, azure, hub, clock, heartbeat),
         hub=hub,
         limits=Limits(
             settings.early_header.total_seconds(),
@@ -106,6 +108,11 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         heartbeat=heartbeat,
         max_rounds=settings.max_rounds,
         max_body=settings.max_body_bytes,
+    )
+    edge = Edge(
+        tools=tools,
+        creation=creation,
+        retrieval=Retrieval(services.approvals, azure, hub, clock, heartbeat),
     )
     recovery = Recovery(tools, hub)
 

@@ -6,9 +6,8 @@ compare-and-set on state and fence; whoever loses it must not send.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -16,18 +15,24 @@ import orjson
 from sqlalchemy import update
 from sqlmodel import col, select
 
-from gateway.approvals import reading
+from gateway.approvals import items, reading
 from gateway.approvals.decisions import Approvals, subject
+from gateway.approvals.kept import Kept
 from gateway.approvals.views import ExchangeView, Page
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
-from gateway.audit.records import SYSTEM, Actor
+from gateway.audit.records import SYSTEM
 from gateway.errors import Conflict, NotFound, Refused
-from gateway.exchange.messages import Json, Mismatch, Observed
+from gateway.exchange.messages import Around, Json, Mismatch, Observed
 from gateway.store.database import Database, compare_and_set
 from gateway.store.envelope import Envelope
 from gateway.store.ids import new_id
-from gateway.store.tables import App, ApprovalRequest, Exchange, HandedItem, ResponseId
+from gateway.store.tables import (
+    App,
+    ApprovalRequest,
+    Exchange,
+    ResponseId,
+)
 from gateway.telemetry import executions_total
 
 
@@ -45,38 +50,14 @@ class Opening:
     servers: tuple[str, ...]
     overridden: tuple[str, ...]
     body_digest: str
-
-
-@dataclass
-class Kept:
-    """An open exchange in the hands of this process. `fence` is that of its last claim."""
-
-    id: str
-    app_id: str
-    app_name: str
-    end_user: str | None
-    data_key: bytes
-    state: str
-    fence: int = 0
-    streamed: bool = False
-    background: bool = False
-    body_digest: str | None = None
-
-    @property
-    def subject(self) -> dict[str, str]:
-        """How audit records name it."""
-        return {"exchange": self.id, "app": self.app_name}
-
-    @property
-    def actor(self) -> Actor:
-        """The app, as audit records name it."""
-        return Actor("app", self.app_id, "key")
+    idempotency: str | None = None
+    conversation: str | None = None
 
 
 @dataclass(frozen=True)
 class Saved:
-    """An exchange read back. `document` is what `save` wrote: `machine`, `forward`,
-    `approvals` (Azure's request id → ours); empty when it never waited.
+    """An exchange read back. `document` is what `save` wrote: `machine`, `forward`, `frames` (of a
+    background stream so far), `approvals` (Azure's request id → ours); empty when it never waited.
     """
 
     kept: Kept
@@ -96,6 +77,7 @@ async def open_exchange(context: Approvals, opening: Opening, *, now: datetime) 
         streamed=opening.streamed,
         background=opening.background,
         body_digest=opening.body_digest,
+        idempotency=opening.idempotency,
     )
     async with context.ledger.transaction() as tx:
         tx.session.add(
@@ -109,6 +91,8 @@ async def open_exchange(context: Approvals, opening: Opening, *, now: datetime) 
                 background=opening.background,
                 stored=opening.stored,
                 body_digest=opening.body_digest,
+                idempotency=opening.idempotency,
+                conversation_id=opening.conversation,
                 data_key=kept.data_key,
                 created_at=now,
             )
@@ -304,12 +288,17 @@ async def alarm(
 
 @dataclass(frozen=True)
 class Ending:
-    """How an exchange ended; `response` is the object that the app may retrieve from now on."""
+    """How an exchange ended; `response` is the object that the app may retrieve from now on.
+
+    `around` is what the app's items hide, by item id; `frames` is the log of a background stream.
+    """
 
     outcome: str
     rounds: int
     response: Json | None
     code: str | None = None
+    around: Mapping[str, Around] = field(default_factory=dict)
+    frames: Sequence[str] | None = None
 
 
 async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetime) -> None:
@@ -319,9 +308,15 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
     """
     response = ending.response
     state = {"failed": "failed", "cancelled": "cancelled"}.get(ending.outcome, "done")
-    final = None
-    if response is not None:
-        final = context.envelope.seal(kept.data_key, kept.id, "final", orjson.dumps(response))
+    await items.hand_out(context, kept, (response or {}).get("output") or [], ending.around)
+    values: dict[str, Any] = {
+        "state": state,
+        "final": _sealed(context, kept, "final", response),
+        "log": _sealed(context, kept, "log", ending.frames),
+        "rounds": ending.rounds,
+        "finished_at": now,
+        "snapshot": None,
+    }
     async with context.ledger.transaction() as tx:
         changed = await compare_and_set(
             tx.session,
@@ -331,20 +326,10 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
                 col(Exchange.state) == kept.state,
                 col(Exchange.fence) == kept.fence,
             )
-            .values(state=state, final=final, rounds=ending.rounds, finished_at=now, snapshot=None),
+            .values(**values),
         )
         if changed != 1:
             raise _claimed(kept)
-        for item in (response or {}).get("output") or []:
-            if item.get("type") in {"mcp_call", "mcp_list_tools", "mcp_approval_request"}:
-                await tx.session.merge(
-                    HandedItem(
-                        item_id=str(item.get("id")),
-                        app_id=kept.app_id,
-                        exchange_id=kept.id,
-                        digest=item_digest(item),
-                    )
-                )
         fields: dict[str, Any] = {"outcome": ending.outcome, "rounds": ending.rounds}
         if ending.code is not None:
             fields["code"] = ending.code[:200]
@@ -361,25 +346,14 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
     await tx.sealed()
 
 
+def _sealed(context: Approvals, kept: Kept, name: str, value: Any) -> bytes | None:
+    if value is None:
+        return None
+    return context.envelope.seal(kept.data_key, kept.id, name, orjson.dumps(value))
+
+
 def _claimed(kept: Kept) -> Conflict:
     return Conflict(f"The exchange {kept.id} is in other hands.", code="exchange_claimed")
-
-
-def item_digest(item: Mapping[str, Any]) -> str:
-    """What an item handed to an app is recognised by when it comes back.
-
-    Some clients write absent members out as null: that is no change.
-    """
-    known = _without_nulls(item)
-    if isinstance(tools := known.get("tools"), list):
-        known["tools"] = [
-            _without_nulls(tool) if isinstance(tool, dict) else tool for tool in tools
-        ]
-    return hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
-def _without_nulls(members: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in members.items() if value is not None}
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -414,6 +388,7 @@ async def load(db: Database, envelope: Envelope, exchange_id: str) -> Saved:
         row.streamed,
         row.background,
         row.body_digest,
+        row.idempotency,
     )
     if row.snapshot is None:
         return Saved(kept, {})
@@ -429,6 +404,16 @@ async def final_response(db: Database, envelope: Envelope, exchange_id: str) -> 
         return None
     response: Json = orjson.loads(envelope.open(row.data_key, row.id, "final", row.final))
     return response
+
+
+async def log(db: Database, envelope: Envelope, exchange_id: str) -> list[str] | None:
+    """The frames of a finished background stream, from the first one; None if none are kept."""
+    async with db.reading() as session:
+        row = await session.get(Exchange, exchange_id)
+    if row is None or row.log is None or row.data_key is None:
+        return None
+    frames: list[str] = orjson.loads(envelope.open(row.data_key, row.id, "log", row.log))
+    return frames
 
 
 async def listing(
@@ -450,8 +435,8 @@ async def listing(
         statement = statement.where(col(Exchange.id) < after)
     async with db.reading() as session:
         rows = (await session.exec(statement)).all()
-    items = [_view(row, name) for row, name in rows[:limit]]
-    return Page(items, items[-1].id if len(rows) > limit else None)
+    views = [_view(row, name) for row, name in rows[:limit]]
+    return Page(views, views[-1].id if len(rows) > limit else None)
 
 
 async def read(db: Database, envelope: Envelope, exchange_id: str) -> ExchangeView:

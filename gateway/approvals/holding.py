@@ -16,7 +16,7 @@ import orjson
 
 from gateway.approvals import exchanges, lifecycle, views
 from gateway.approvals.decisions import Approvals, subject
-from gateway.approvals.exchanges import Kept
+from gateway.approvals.kept import Kept
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM

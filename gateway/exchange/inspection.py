@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.errors import Refused
-from gateway.exchange.messages import Bypass, Json
+from gateway.exchange.messages import MCP_ITEMS, Bypass, Json
 
 #: Tools that cannot reach an MCP server through Azure's own MCP client.
 _PLAIN_TOOLS = frozenset(
@@ -33,6 +33,9 @@ _PLAIN_ITEMS = frozenset(
         "apply_patch_call_output", "compaction",
     }
 )  # fmt: skip
+_KNOWN_ITEMS = _PLAIN_ITEMS | MCP_ITEMS | {"item_reference", "mcp_approval_response"}
+#: Parts by which an app shows an uploaded file to the model.
+_FILE_PARTS = frozenset({"input_image", "input_file", "input_audio", "computer_screenshot"})
 _MCP_MEMBERS = frozenset(
     {
         "type", "server_label", "server_url", "server_description", "headers", "authorization",
@@ -45,7 +48,6 @@ _REFUSED_MEMBERS = {
     "agent": "a stored agent brings tools and credentials of its own",
     "agent_reference": "a stored agent brings tools and credentials of its own",
     "multi_agent": "subagents inherit the tools and may be paused several at once",
-    "conversation": "a conversation made elsewhere may hold tools and approvals",
 }
 _REFUSED_TOOLS = {
     "tool_search": "it loads tools that are not in the request",
@@ -54,7 +56,6 @@ _REFUSED_TOOLS = {
 _REFUSED_ITEMS = {
     "additional_tools": "declare tools in 'tools', where they can be seen",
     "tool_search_output": "declare tools in 'tools', where they can be seen",
-    "mcp_approval_request": "only Azure asks for approval",
     "program": "code written by the model would call tools",
     "program_output": "code written by the model would call tools",
 }
@@ -95,18 +96,40 @@ class SentApproval:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a request holds that matters to us."""
+    """What a request holds that matters to us.
+
+    `item_ids` are those of all items in the input, `references` of those that are only named;
+    `file_ids` name uploaded files.
+    """
 
     mcp_tools: tuple[McpTool, ...] = ()
     sent_items: tuple[SentItem, ...] = ()
     sent_approvals: tuple[SentApproval, ...] = ()
+    item_ids: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    file_ids: tuple[str, ...] = ()
     previous_response_id: str | None = None
+    conversation: str | None = None
+    logged: bool = False
 
     @property
     def mediated(self) -> bool:
-        """Whether the exchange needs more than passing through."""
-        return bool(self.mcp_tools)
+        """Whether the exchange needs more than passing through: there are tools to watch over, or
+        a background stream whose frames must outlive Azure's.
+        """
+        return bool(self.mcp_tools) or self.logged
+
+    @property
+    def refers(self) -> bool:
+        """Whether anything in the request is somebody's: it must be the app's own."""
+        return bool(
+            self.previous_response_id
+            or self.item_ids
+            or self.references
+            or self.file_ids
+            or self.conversation
+            or self.sent_items
+        )
 
 
 def inspect(request: Json) -> Findings:
@@ -117,21 +140,81 @@ def inspect(request: Json) -> Findings:
     items = list(_items(request.get("input")))
     return Findings(
         mcp_tools=tuple(_mcp_tools(request.get("tools"))),
-        sent_items=tuple(
+        **_sent(items),
+        file_ids=(*_files_in(items), *_files_of_tools(request.get("tools"))),
+        previous_response_id=_text(request, "previous_response_id"),
+        conversation=_conversation(request),
+        logged=bool(request.get("background") and request.get("stream")),
+    )
+
+
+def inspect_items(value: Any) -> Findings:
+    """Look through items that are put into a conversation; raises as `inspect` does."""
+    items = list(_items(value))
+    return Findings(**_sent(items), file_ids=tuple(_files_in(items)))
+
+
+def _sent(items: list[tuple[int, Json]]) -> dict[str, Any]:
+    return {
+        "sent_items": tuple(
             SentItem(index, item["type"], str(item.get("id") or ""), item)
             for index, item in items
-            if item.get("type") in {"mcp_list_tools", "mcp_call"}
+            if item.get("type") in MCP_ITEMS
         ),
-        sent_approvals=tuple(
+        "sent_approvals": tuple(
             SentApproval(index, str(item.get("approval_request_id") or ""))
             for index, item in items
             if item.get("type") == "mcp_approval_response"
         ),
-        references=tuple(
+        "item_ids": tuple(str(item["id"]) for _, item in items if item.get("id")),
+        "references": tuple(
             str(item.get("id") or "") for _, item in items if _kind(item) == "item_reference"
         ),
-        previous_response_id=_text(request, "previous_response_id"),
-    )
+    }
+
+
+def _conversation(request: Json) -> str | None:
+    given = request.get("conversation")
+    value = given["id"] if isinstance(given, dict) and set(given) == {"id"} else given
+    if given is not None and not isinstance(value, str):
+        raise Refused(
+            "'conversation' must be an id, or an object with nothing but an 'id'.",
+            code="invalid_type",
+            param="conversation",
+        )
+    if value and request.get("previous_response_id"):
+        raise Refused(
+            "'conversation' and 'previous_response_id' exclude each other.",
+            code="mutually_exclusive_parameters",
+            param="conversation",
+        )
+    return value or None
+
+
+def _files_in(items: list[tuple[int, Json]]) -> Iterator[str]:
+    """Uploaded files that the app shows to the model. What the model cites is not the app's."""
+    for _, item in items:
+        for member in ("content", "output"):
+            value = item.get(member)
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, dict) and part.get("type") in _FILE_PARTS:
+                    yield from _file_ids(part)
+
+
+def _files_of_tools(tools: Any) -> Iterator[str]:
+    for tool in tools or []:
+        for member in ("container", "input_image_mask"):
+            if isinstance(tool.get(member), dict):
+                yield from _file_ids(tool[member])
+
+
+def _file_ids(holder: Json) -> Iterator[str]:
+    one, many = holder.get("file_id"), holder.get("file_ids")
+    named = [*([] if one is None else [one]), *(many if isinstance(many, list) else [])]
+    for name in named:
+        if not isinstance(name, str):
+            raise Refused("A file id must be a string.", code="invalid_type", param="file_id")
+        yield name
 
 
 def _text(request: Json, member: str) -> str | None:
@@ -165,8 +248,7 @@ def _check_item(item: Json, where: str) -> None:
     kind = _kind(item)
     if why := _REFUSED_ITEMS.get(kind) if isinstance(kind, str) else None:
         raise Bypass(f"{where}: {kind!r} is refused: {why}.", code="item_refused", param=where)
-    known = {"item_reference", "mcp_list_tools", "mcp_call", "mcp_approval_response"}
-    if not isinstance(kind, str) or kind not in _PLAIN_ITEMS | known:
+    if not isinstance(kind, str) or kind not in _KNOWN_ITEMS:
         raise Bypass(
             f"{where}: the item type {kind!r} is not known to this gateway.",
             code="item_type_unknown",

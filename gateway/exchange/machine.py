@@ -26,6 +26,7 @@ from gateway.exchange.messages import (
     CLIENT_CALLS,
     TERMINAL,
     Answer,
+    Around,
     Binding,
     Broken,
     Call,
@@ -48,6 +49,7 @@ from gateway.exchange.messages import (
     Rejected,
     Started,
 )
+from gateway.exchange.rehydration import around
 from gateway.exchange.stitching import Stitcher
 
 #: Where each state may go. An event that a state does not know is a programming error.
@@ -77,7 +79,7 @@ class Exchange:
         self.seen: list[str] = []  # keys of the items already looked at
         self.client_calls: list[str] = []  # call ids that only the app can answer
         self.upstream_ids: list[str] = []
-        self.context: list[Json] = []  # stateless chains: everything so far, in order
+        self.transcript: list[Json] = []  # outputs and answers since the app's input, in order
         self.output_tokens = 0
         self.executions = 0
         self.error_told = False
@@ -147,11 +149,10 @@ class Exchange:
             self.plan,
             answers,
             resume.Progress(
-                tuple(self.upstream_ids), self.context, self.output_tokens, self.executions
+                tuple(self.upstream_ids), self.transcript, self.output_tokens, self.executions
             ),
         )
-        if self._stateless:
-            self.context = resume.as_items(body.get("input"))
+        self.transcript += [resume.answer_item(name, answer) for name, answer in answers.items()]
         self.told = self.calls
         self.released = {name: self.calls[name] for name in approved}
         self.running, self.ended = {}, {}
@@ -255,15 +256,10 @@ class Exchange:
         self.calls = {name: self.calls[name] for name in names if name in self.calls} | self.calls
         self.stitcher.end_round(response)
         self.output_tokens += (response.get("usage") or {}).get("output_tokens") or 0
-        if self._stateless:
-            self.context = [*self.context, *output]
+        self.transcript += output
         if kind == "response.completed" and self.calls and not self._left_to_the_app():
             return [*commands, *self._ask()]
         return [*commands, *self._end(kind, data)]
-
-    @property
-    def _stateless(self) -> bool:
-        return self.plan.body.get("store") is False
 
     def _settle(self, otherwise: str) -> list[Command]:
         """What is known of the released calls that no item has told us about."""
@@ -290,7 +286,11 @@ class Exchange:
         ending = self.stitcher.ending(kind, data)
         outcome = TERMINAL[kind]
         self._enter("done" if outcome in {"completed", "incomplete"} else outcome)
-        return [Emit(kind, ending), Finished(outcome, ending["response"], None, left_open)]
+        finished = Finished(outcome, ending["response"], None, left_open, around=self._around())
+        return [Emit(kind, ending), finished]
+
+    def _around(self) -> dict[str, Around]:
+        return around(self.transcript, self.stitcher.output())
 
     # --- failing ----------------------------------------------------------------------------
 
@@ -322,7 +322,8 @@ class Exchange:
         told = self.error_told
         frames = self.stitcher.failure(error if isinstance(error, dict) else {}, told=told)
         response = frames[-1][1]["response"]
-        return [*(Emit(*frame) for frame in frames), Finished("failed", response, fault, *calls)]
+        finished = Finished("failed", response, fault, *calls, around=self._around())
+        return [*(Emit(*frame) for frame in frames), finished]
 
     def _cancelled(self, event: Cancelled) -> list[Command]:
         self._must_be("forwarding", "holding")
@@ -331,7 +332,7 @@ class Exchange:
         self._enter("cancelled")
         response = None if self.id is None else self.stitcher.interim("cancelled")
         fault = Fault(499, {"error": _error(event.reason, "cancelled")})
-        return [*commands, Finished("cancelled", response, fault, *calls)]
+        return [*commands, Finished("cancelled", response, fault, *calls, around=self._around())]
 
     def _undelivered(self) -> tuple[Call, ...]:
         """The calls answered by a round of which Azure never gave an id."""
@@ -351,7 +352,7 @@ class Exchange:
     def snapshot(self) -> Json:
         """Everything, as plain JSON. No secret is in it: none was ever here."""
         return {
-            "version": 1,
+            "version": 2,
             "plan": dataclasses.asdict(self.plan),
             "state": self.state,
             "stitcher": self.stitcher.snapshot(),
@@ -367,8 +368,10 @@ class Exchange:
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> Exchange:
-        """The exchange as it was; raises ValueError for a snapshot of another version."""
-        if state.get("version") != 1:
+        """The exchange as it was; raises ValueError for a snapshot of an unknown version."""
+        if state.get("version") == 1:
+            state = _second_version(state)
+        if state.get("version") != 2:
             raise ValueError(f"snapshot version {state.get('version')!r} is not known")
         exchange = cls(_plan(state["plan"]))
         exchange.state = state["state"]
@@ -385,7 +388,7 @@ class Exchange:
 
 
 _PLAIN = (
-    "running", "ended", "seen", "client_calls", "upstream_ids", "context", "output_tokens",
+    "running", "ended", "seen", "client_calls", "upstream_ids", "transcript", "output_tokens",
     "executions", "error_told",
 )  # fmt: skip
 #: The frames that tell of an execution's end before the item does.
@@ -417,6 +420,12 @@ def _outcome(item: Json) -> str:
 def arguments_text(arguments: Any) -> str:
     """The arguments as one string: as Azure sent it, or compact JSON where it sent an object."""
     return arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+
+
+def _second_version(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first version kept the app's own input in front, and only for stateless chains."""
+    own = resume.as_items(state["plan"]["body"].get("input"))
+    return {**state, "version": 2, "transcript": state["context"][len(own) :]}
 
 
 def _plan(state: Mapping[str, Any]) -> Plan:

@@ -16,6 +16,8 @@ Json = dict[str, Any]
 
 #: Items that exist only between Azure and the gateway; the app never sees one.
 HIDDEN_ITEMS = frozenset({"mcp_approval_request", "mcp_approval_response"})
+#: Items of MCP that an app may be handed: they come back unchanged, or not at all.
+MCP_ITEMS = frozenset({"mcp_list_tools", "mcp_call", "mcp_approval_request"})
 #: Items that the app itself must answer before the chain can go on (protocol: mixed rounds).
 CLIENT_CALLS = frozenset(
     {
@@ -225,11 +227,23 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Around:
+    """What belongs around an item that the app has: hidden items before and after it, in order,
+    and the members it has at Azure and not at the app.
+    """
+
+    before: list[Json] = field(default_factory=list)
+    after: list[Json] = field(default_factory=list)
+    members: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The exchange is over. `left_open` calls were asked for and need an answer later on.
 
     `undelivered` calls were decided, but their answers cannot be known to have reached Azure:
-    whoever goes on from the last round must answer them there, with no.
+    whoever goes on from the last round must answer them there, with no. `around` holds, by the id
+    of an item that the app was shown, what it was not shown.
     """
 
     outcome: str  # completed | incomplete | failed | cancelled
@@ -237,6 +251,7 @@ class Finished:
     fault: Fault | None = None
     left_open: tuple[Call, ...] = ()
     undelivered: tuple[Call, ...] = ()
+    around: Mapping[str, Around] = field(default_factory=dict)
 
 
 Turn = Forward | Hold | Finished

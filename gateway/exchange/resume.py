@@ -11,29 +11,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.exchange.messages import Answer, Json, Plan
+from gateway.exchange.messages import Answer, Call, Json, Plan
 
 _LEAST_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What the rounds so far have used up and left behind."""
+    """What the rounds so far have used up and left behind.
+
+    `transcript` is everything since the app's input, in order.
+    """
 
     upstream_ids: tuple[str, ...]
-    context: list[Json]
+    transcript: list[Json]
     output_tokens: int
     executions: int
 
 
 def next_body(plan: Plan, answers: Mapping[str, Answer], progress: Progress) -> Json:
     """The body to send now; `answers` are told to Azure in their order."""
-    items = [_item(name, answer) for name, answer in answers.items()]
+    items = [answer_item(name, answer) for name, answer in answers.items()]
     if not progress.upstream_ids:
         return _first(plan, items)
-    body = {name: value for name, value in plan.body.items() if name != "conversation"}
+    body = dict(plan.body)
     if plan.body.get("store") is False:
-        body["input"] = [*progress.context, *items]
+        body["input"] = [*as_items(body.get("input")), *progress.transcript, *items]
+    elif plan.body.get("conversation") is not None:
+        # There is no parent here: Azure wants to see the request again beside its answer.
+        body["input"] = [*_asked(progress.transcript, answers), *items]
     else:
         body["input"] = items
         body["previous_response_id"] = progress.upstream_ids[-1]
@@ -56,12 +62,39 @@ def as_items(value: Any) -> list[Json]:
 def _first(plan: Plan, items: list[Json]) -> Json:
     if not items:
         return plan.body
-    # Answers to what an earlier exchange left open come first: Azure refuses any other item
-    # while an approval of the parent is unanswered.
-    return {**plan.body, "input": [*items, *as_items(plan.body.get("input"))]}
+    own = as_items(plan.body.get("input"))
+    if plan.body.get("previous_response_id") is not None:
+        # Answers to what an earlier exchange left open come first: Azure refuses any other item
+        # while an approval of the parent is unanswered.
+        return {**plan.body, "input": [*items, *own]}
+    if plan.body.get("conversation") is not None:
+        asked = [request_item(carried.call) for carried in plan.carried]
+        return {**plan.body, "input": [*asked, *items, *own]}
+    # The app has sent the chain itself, and the requests are in it.
+    return {**plan.body, "input": [*own, *items]}
 
 
-def _item(request_id: str, answer: Answer) -> Json:
+def _asked(transcript: list[Json], answers: Mapping[str, Answer]) -> list[Json]:
+    return [
+        item
+        for item in transcript
+        if item.get("type") == "mcp_approval_request" and item.get("id") in answers
+    ]
+
+
+def request_item(call: Call) -> Json:
+    """The approval request of a call, as Azure once sent it."""
+    return {
+        "id": call.request_id,
+        "type": "mcp_approval_request",
+        "server_label": call.server_label,
+        "name": call.tool,
+        "arguments": call.arguments,
+    }
+
+
+def answer_item(request_id: str, answer: Answer) -> Json:
+    """What Azure is told about one approval request."""
     item: Json = {
         "type": "mcp_approval_response",
         "approval_request_id": request_id,

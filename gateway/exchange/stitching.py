@@ -43,8 +43,10 @@ class Stitcher:
         self.base: Json = {}
         self.summed: dict[str, Json] = {}
         self.concatenated: dict[str, list[Any]] = {}
-        self.transparent = not any(_is_mcp(tool) for tool in asked.get("tools") or [])
-        self.mediated = not self.transparent
+        self.mediated = any(_is_mcp(tool) for tool in asked.get("tools") or [])
+        # The log of a background stream is ours, and so are the numbers in it.
+        logged = asked.get("background") and asked.get("stream")
+        self.transparent = not (self.mediated or logged)
 
     # --- frames -----------------------------------------------------------------------------
 

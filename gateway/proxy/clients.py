@@ -164,7 +164,7 @@ async def _postpone(call: Call, live: Live) -> None:
     """The limit came first: the answer is to be polled, or, without an id yet, asked for again."""
     interim = live.interim()
     if interim is not None:
-        live.detached = True
+        live.detached, live.joinable = True, False
         await _object(call, live, interim)
         return
     error = {

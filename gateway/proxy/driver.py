@@ -16,7 +16,8 @@ from typing import assert_never
 
 from gateway.approvals import decisions, exchanges, holding, reading
 from gateway.approvals.decisions import Approvals
-from gateway.approvals.exchanges import Ending, Kept
+from gateway.approvals.exchanges import Ending
+from gateway.approvals.kept import Kept
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import (
@@ -291,13 +292,18 @@ class Driver:
         )
         return opened
 
-    def _document(self) -> Json:
-        return {"machine": self._exchange.snapshot(), "forward": self._assignment.document()}
+    def _document(self, *coming: Emit) -> Json:
+        return {
+            "machine": self._exchange.snapshot(),
+            "forward": self._assignment.document(),
+            "frames": self._live.log(*coming),
+        }
 
-    async def _save(self) -> None:
+    async def _save(self, *coming: Emit) -> None:
+        """Keep the exchange as it waits, with the frames that are about to be shown."""
         async with self._context.ledger.transaction() as tx:
             await exchanges.save(
-                tx, self._context.envelope, self._kept, self._document(), self._approvals
+                tx, self._context.envelope, self._kept, self._document(*coming), self._approvals
             )
         self._kept.state = "holding"
 
@@ -333,8 +339,17 @@ class Driver:
         await self._context.wakeups.wait(ids, max(0.01, min(left, due)))
         if loop.time() >= self._sign_of_life + pause:
             self._sign_of_life = loop.time()
-            if self._assignment.keepalive and self._kept.streamed and self._exchange.id is not None:
-                self._live.emit(self._exchange.keepalive())
+            await self._keep_alive()
+
+    async def _keep_alive(self) -> None:
+        """A numbered frame for whoever listens. What a client may come back from is kept first."""
+        listens = self._kept.streamed and self._live.listeners > 0
+        if not (self._assignment.keepalive and listens and self._exchange.id is not None):
+            return
+        frame = self._exchange.keepalive()
+        if self._kept.logged:
+            await self._save(frame)
+        self._live.emit(frame)
 
     def _unwanted(self) -> str | None:
         gone = self._live.abandoned(asyncio.get_running_loop().time())
@@ -361,6 +376,8 @@ class Driver:
             len(self._exchange.upstream_ids),
             finished.response,
             str(code) if code else None,
+            finished.around,
+            self._live.log(*self._last),
         )
         await exchanges.finish(self._context, self._kept, ending, now=self._tools.clock())
         for frame in self._last:

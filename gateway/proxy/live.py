@@ -14,7 +14,8 @@ from weakref import WeakValueDictionary
 
 import orjson
 
-from gateway.approvals.exchanges import Kept
+from gateway.approvals.kept import Kept
+from gateway.errors import Refused
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Emit, Fault, Finished, Json
 from gateway.exchange.sse import render
@@ -36,6 +37,7 @@ class Live:
         self.deadline: float | None = None
         self.receipt: str | None = None
         self.detached = kept.background
+        self.joinable = not kept.background
         self.cancel: Callable[[str], None] | None = None
         self._attached = 0
         self._left_at: float | None = None
@@ -45,8 +47,14 @@ class Live:
 
     def emit(self, frame: Emit) -> None:
         """One more frame of the app's stream."""
-        self.frames.append(render(frame.type, orjson.dumps(frame.data)))
+        self.frames.append(_rendered(frame))
         self.wake()
+
+    def log(self, *coming: Emit) -> list[str] | None:
+        """The frames so far and those to come next, to be kept; None unless they are kept."""
+        if not self.kept.logged:
+            return None
+        return [frame.decode() for frame in (*self.frames, *map(_rendered, coming))]
 
     def hold(self, since: float | None, deadline: float | None = None) -> None:
         """The exchange waits for people since then, or (None) goes on."""
@@ -106,6 +114,10 @@ class Live:
     def interim(self) -> Json | None:
         """The response object while it is not finished, once it has an id."""
         return None if self.exchange.id is None else self.exchange.interim()
+
+
+def _rendered(frame: Emit) -> bytes:
+    return render(frame.type, orjson.dumps(frame.data))
 
 
 class Hub:
@@ -176,9 +188,25 @@ class Hub:
         for live in reversed(self._live.values()):
             if (live.kept.app_id, live.kept.body_digest) != (app_id, body_digest):
                 continue
-            waits = live.finished is None and live.listeners == 0 and not live.detached
+            waits = live.finished is None and live.listeners == 0 and live.joinable
             if is_retry or waits:
                 return None if live.repeatable else live
+        return None
+
+    def keyed(self, app_id: str, key: str, body_digest: str) -> Live | None:
+        """The exchange that the app gave this idempotency key to; raises `Refused` when that was
+        another request.
+        """
+        for live in reversed(self._live.values()):
+            if (live.kept.app_id, live.kept.idempotency) != (app_id, key):
+                continue
+            if live.kept.body_digest != body_digest:
+                raise Refused(
+                    "This 'Idempotency-Key' was used for another request.",
+                    code="idempotency_key_reused",
+                    status=422,
+                )
+            return None if live.repeatable else live
         return None
 
 

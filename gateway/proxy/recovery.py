@@ -14,7 +14,7 @@ from gateway.approvals import exchanges
 from gateway.approvals.exchanges import Ending, Saved
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
-from gateway.exchange.messages import Json, Observed
+from gateway.exchange.messages import Emit, Observed
 from gateway.proxy.driver import Assignment, Driver, Tools
 from gateway.proxy.live import Hub, Live
 from gateway.store.tables import ApprovalRequest
@@ -44,17 +44,14 @@ class Recovery:
         if saved.kept.state == "sending":
             await self._unknown(saved)
         code = "outcome_unknown" if saved.kept.state == "sending" else "interrupted"
-        rounds = 0
-        response = None
+        ending = Ending("failed", 0, None, code)
         if saved.document:
-            exchange = Exchange.restore(saved.document["machine"])
-            rounds = len(exchange.upstream_ids)
-            response = _failed(exchange, code)
-        ending = Ending("failed", rounds, response, code)
+            ending = _interrupted(saved, code)
         await exchanges.finish(self.tools.context, saved.kept, ending, now=self.tools.clock())
 
     def _go_on(self, saved: Saved) -> None:
         live = Live(saved.kept, Exchange.restore(saved.document["machine"]))
+        live.frames = [frame.encode() for frame in saved.document.get("frames") or []]
         # Its connection went with the old process: people may decide until the deadline.
         live.detached = True
         assignment = Assignment.restore(saved.document["forward"])
@@ -79,13 +76,25 @@ class Recovery:
             )
 
 
-def _failed(exchange: Exchange, code: str) -> Json | None:
+def _interrupted(saved: Saved, code: str) -> Ending:
+    """The end of an exchange that was waiting once, and was cut off after it."""
+    exchange = Exchange.restore(saved.document["machine"])
+    rounds = len(exchange.upstream_ids)
     if exchange.id is None:
-        return None
+        return Ending("failed", rounds, None, code)
     messages = {
         "outcome_unknown": "The gateway was interrupted while an approved call was being sent; "
         "whether it was carried out is not known.",
         "interrupted": "The gateway was interrupted.",
     }
     error = {"code": "server_error", "message": messages[code]}
-    return {**exchange.stitcher.interim("failed"), "error": error}
+    frames = exchange.stitcher.failure(error, told=False)
+    live = Live(saved.kept, exchange)
+    live.frames = [frame.encode() for frame in saved.document.get("frames") or []]
+    return Ending(
+        "failed",
+        rounds,
+        frames[-1][1]["response"],
+        code,
+        frames=live.log(*(Emit(*frame) for frame in frames)),
+    )

@@ -23,11 +23,12 @@ from gateway.approvals.decisions import Approvals
 from gateway.audit.records import Actor
 from gateway.errors import Refused, UpstreamFailed
 from gateway.exchange.machine import Exchange
-from gateway.exchange.messages import HIDDEN_ITEMS, Bypass, Json
-from gateway.proxy import clients
+from gateway.exchange.messages import HIDDEN_ITEMS, Json
+from gateway.proxy import clients, ownership
 from gateway.proxy.azure import Azure, Wire, passed_on, rejection
 from gateway.proxy.http import Call
 from gateway.proxy.live import Hub, Live
+from gateway.proxy.surface import Target
 from gateway.registry.directory import AppView
 from gateway.store.tables import Exchange as ExchangeRow
 from gateway.store.tables import ResponseId
@@ -53,6 +54,19 @@ class Retrieval:
     clock: Clock
     heartbeat: float
 
+    async def answer(self, call: Call, app: AppView, target: Target, wire: Wire) -> None:
+        """Do with the response of the path what method and path say."""
+        (response_id,) = target.ids
+        match call.method, target.name:
+            case "GET", "response":
+                await self.read(call, app, response_id, wire)
+            case "DELETE", _:
+                await self.delete(call, app, response_id, wire)
+            case _, "response.cancel":
+                await self.cancel(call, app, response_id, wire)
+            case _:
+                await self.input_items(call, app, response_id, wire)
+
     async def read(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
         """The response object; with `stream`, the frames past `starting_after`."""
         row = await self._owned(app, response_id)
@@ -72,17 +86,26 @@ class Retrieval:
         if not row.mediated:
             await self._pass_stream(call, f"responses/{row.response_id}", wire)
             return
-        live = self.hub.get(row.exchange_id)
-        if live is None or not live.kept.streamed:
-            raise Refused(
-                "This response cannot be streamed any more; retrieve it without 'stream'.",
-                code="stream_not_available",
-                param="stream",
-            )
         after = query.get("starting_after", "-1")
         if not _POSITION.fullmatch(after):
             raise Refused("'starting_after' must be a number.", param="starting_after")
-        await clients.stream(call, live, self.heartbeat, after=int(after))
+        live = self.hub.get(row.exchange_id)
+        if live is not None and live.kept.logged:
+            await clients.stream(call, live, self.heartbeat, after=int(after))
+            return
+        database, envelope = self.context.db, self.context.envelope
+        frames = await exchanges.log(database, envelope, row.exchange_id)
+        if frames is None:
+            raise Refused(
+                "Only a response that was created with 'background' and 'stream' can be streamed "
+                "again; retrieve it without 'stream'.",
+                code="stream_not_available",
+                param="stream",
+            )
+        await call.start(200, {**clients.STREAM_HEADERS, "gatepass-exchange": row.exchange_id})
+        for frame in frames[int(after) + 1 :]:
+            await call.write(frame.encode())
+        await call.end()
 
     async def _pass_stream(self, call: Call, path: str, wire: Wire) -> None:
         """Azure itself has the frames of what passed through in the background."""
@@ -182,14 +205,7 @@ class Retrieval:
 
     async def _owned(self, app: AppView, response_id: str) -> ResponseId:
         async with self.context.db.reading() as session:
-            row = await session.get(ResponseId, response_id)
-        if row is None or row.round != 0:
-            raise _not_found(response_id)
-        if row.app_id != app.id:
-            raise Bypass(
-                f"Response with id '{response_id}' not found.", code="not_found", status=404
-            )
-        return row
+            return await ownership.response(session, app.id, response_id)
 
     async def _response(self, row: ResponseId) -> Json:
         live = self.hub.get(row.exchange_id)

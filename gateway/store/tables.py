@@ -47,6 +47,13 @@ def _where_known(table: str, column: str) -> Index:
     return Index(f"ix_{table}_{column}", column, sqlite_where=condition, postgresql_where=condition)
 
 
+def _of_exchanges(table: str) -> Index:
+    """An index by exchange of the rows that belong to one; most passed through and do not."""
+    condition = text("exchange_id <> ''")
+    name = f"ix_{table}_exchange_id"
+    return Index(name, "exchange_id", sqlite_where=condition, postgresql_where=condition)
+
+
 # --- what is configured ---------------------------------------------------------------------
 
 
@@ -69,6 +76,8 @@ class App(SQLModel, table=True):
     plain: str = "patient"  # patient | strict: how a call without stream is held
     heartbeat: str = "auto"  # auto | comments
     servers: list[str] | None = _json(nullable=True)
+    # {issuer, audience, subject?}: whose access tokens are accepted instead of a key.
+    identity: dict[str, str] | None = _json(nullable=True)
     created_at: datetime = _time()
     disabled_at: datetime | None = _time(nullable=True)
 
@@ -207,8 +216,9 @@ class WebSession(SQLModel, table=True):
 class Exchange(SQLModel, table=True):
     """One app request and its one logical response.
 
-    `snapshot` is the saved machine, `final` the finished response object; both are sealed under
-    `data_key`. `fence` grows with every claim, so that a paused owner cannot act any more.
+    `snapshot` is the saved machine, `final` the finished response object, `log` the frames of a
+    background stream; all are sealed under `data_key`. `fence` grows with every claim, so that a
+    paused owner cannot act any more.
     """
 
     __tablename__ = "exchanges"
@@ -224,9 +234,12 @@ class Exchange(SQLModel, table=True):
     rounds: int = 0
     fence: int = 0
     body_digest: str | None = None
+    idempotency: str | None = None  # SHA-256 of the key that the app gave the request
+    conversation_id: str | None = Field(default=None, index=True)
     data_key: bytes | None = _sealed(nullable=True)
     snapshot: bytes | None = _sealed(nullable=True)
     final: bytes | None = _sealed(nullable=True)
+    log: bytes | None = _sealed(nullable=True)
     created_at: datetime = _time(index=True)
     finished_at: datetime | None = _time(nullable=True)
 
@@ -235,15 +248,8 @@ class ResponseId(SQLModel, table=True):
     """Every upstream response id and whose it is; round 0's is the id the app sees."""
 
     __tablename__ = "response_ids"
+    __table_args__ = (_of_exchanges("response_ids"),)
     response_id: str = Field(primary_key=True)
-    __table_args__ = (
-        Index(
-            "ix_response_ids_exchange_id",
-            "exchange_id",
-            sqlite_where=text("exchange_id <> ''"),
-            postgresql_where=text("exchange_id <> ''"),
-        ),
-    )
     exchange_id: str  # empty for a request that passed through
     app_id: str
     round: int
@@ -252,13 +258,38 @@ class ResponseId(SQLModel, table=True):
 
 
 class HandedItem(SQLModel, table=True):
-    """An MCP item that the gateway handed to an app: the only ones it may send back."""
+    """An item that the gateway handed to an app: the only ones it may name or send back.
+
+    `digest` is that of an MCP item, which must come back unchanged; empty for other items.
+    `hidden` is sealed JSON: what stood around the item in the chain and is not shown to apps.
+    """
 
     __tablename__ = "handed_items"
+    __table_args__ = (_of_exchanges("handed_items"),)
     item_id: str = Field(primary_key=True)
     app_id: str = Field(primary_key=True)
-    exchange_id: str = Field(index=True)
+    exchange_id: str  # empty for a request that passed through
     digest: str
+    hidden: bytes | None = _sealed(nullable=True)
+
+
+class UploadedFile(SQLModel, table=True):
+    """A file that an app uploaded through the gateway, and whose it is."""
+
+    __tablename__ = "uploaded_files"
+    file_id: str = Field(primary_key=True)
+    app_id: str = Field(index=True)
+    purpose: str
+    created_at: datetime = _time()
+
+
+class Conversation(SQLModel, table=True):
+    """A conversation that an app made through the gateway, and whose it is."""
+
+    __tablename__ = "conversations"
+    conversation_id: str = Field(primary_key=True)
+    app_id: str
+    created_at: datetime = _time()
 
 
 class ApprovalRequest(SQLModel, table=True):

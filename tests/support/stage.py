@@ -21,8 +21,9 @@ from fastapi import FastAPI
 import web
 from gateway.approvals import exchanges, holding, reading, review
 from gateway.approvals.decisions import Approvals
-from gateway.approvals.exchanges import Kept, Opening
+from gateway.approvals.exchanges import Opening
 from gateway.approvals.holding import Round, Rules
+from gateway.approvals.kept import Kept
 from gateway.approvals.review import Reviewer, Submission
 from gateway.approvals.views import ApprovalView
 from gateway.approvals.wakeups import Wakeups

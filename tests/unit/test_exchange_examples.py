@@ -443,7 +443,7 @@ def test_limits_count_over_all_rounds() -> None:
     book.hear(Round("resp_2", [call(), request("mcpr_2")]))
     forward = book.decide(mcpr_2=YES)
     assert (forward.body["max_output_tokens"], forward.body["max_tool_calls"]) == (90, 4)
-    assert book.exchange.context == [], "only a chain without stored state needs it"
+    assert "previous_response_id" in forward.body, "stored state needs no items again"
 
 
 def test_the_rounds_have_an_end() -> None:
@@ -486,11 +486,37 @@ def test_dangling_calls_are_answered_before_the_apps_own_input() -> None:
 
 
 def test_dangling_calls_that_were_all_decided_are_answered_at_once() -> None:
-    book = Playbook(
-        replace(a_plan(input=[{"role": "user", "content": "go"}]), carried=(Carried(CALL, NO),))
-    )
-    forward = book.start()
+    go = [{"role": "user", "content": "go"}]
+    plan = replace(a_plan(input=go, previous_response_id="resp_0"), carried=(Carried(CALL, NO),))
+    forward = Playbook(plan).start()
     assert [item.get("type") for item in forward.body["input"]] == ["mcp_approval_response", None]
+
+
+def test_an_answer_stands_after_the_request_that_the_app_sent_again_itself() -> None:
+    own = [{"role": "user", "content": "go"}, request()]
+    plan = replace(a_plan(input=own, store=False), carried=(Carried(CALL, NO),))
+    forward = Playbook(plan).start()
+    assert [item.get("type") for item in forward.body["input"]] == [
+        None, "mcp_approval_request", "mcp_approval_response",
+    ]  # fmt: skip
+
+
+def test_in_a_conversation_the_request_stands_beside_its_answer() -> None:
+    go = [{"role": "user", "content": "go"}]
+    plan = replace(a_plan(input=go, conversation="conv_1"), carried=(Carried(CALL, NO),))
+    book = Playbook(plan)
+    forward = book.start()
+    assert [item.get("type") for item in forward.body["input"]] == [
+        "mcp_approval_request", "mcp_approval_response", None,
+    ]  # fmt: skip
+    book.hear(Round("resp_1", [request("mcpr_2"), request("mcpr_3")]))
+    forward = book.decide(mcpr_2=YES, mcpr_3=NO)
+    assert forward.body["conversation"] == "conv_1"
+    assert "previous_response_id" not in forward.body
+    assert [(item["type"], item.get("id")) for item in forward.body["input"]] == [
+        ("mcp_approval_request", "mcpr_2"), ("mcp_approval_request", "mcpr_3"),
+        ("mcp_approval_response", None), ("mcp_approval_response", None),
+    ]  # fmt: skip
 
 
 def test_a_carried_call_is_absorbed_even_when_the_app_names_no_server() -> None:

@@ -15,6 +15,7 @@ from gateway.exchange.inspection import (
     SentApproval,
     SentItem,
     inspect,
+    inspect_items,
 )
 from gateway.exchange.messages import Bypass
 from tests.support.rounds import Json, call, function_call, listing, message, reasoning, request
@@ -81,6 +82,7 @@ def test_items_of_ours_are_found_with_their_place() -> None:
             SentItem(6, "mcp_call", "", {"type": "mcp_call"}),
         ),
         sent_approvals=(SentApproval(3, "mcpr_1"), SentApproval(7, "")),
+        item_ids=("mcpl_1", "mcp_1", "msg_1", "rs_1"),
         references=("msg_1", "rs_1"),
         previous_response_id="resp_1",
     )
@@ -102,15 +104,80 @@ def test_ordinary_items_and_tools_are_let_through() -> None:
         )
     ]  # fmt: skip
     space = {"type": "namespace", "name": "n", "tools": [{"type": "function"}, {"type": "custom"}]}
-    assert inspect({"input": items, "tools": [*tools, space]}) == Findings()
+    found = inspect({"input": items, "tools": [*tools, space]})
+    assert found == Findings(item_ids=("msg_1", "rs_1", "fc_1"))
+    assert found.refers
+    assert not found.mediated
+
+
+def test_a_background_stream_is_ours_to_keep_even_without_servers() -> None:
+    assert inspect({"background": True, "stream": True}).mediated
+    assert not inspect({"background": True, "stream": False}).mediated
+    assert not inspect({"stream": True}).mediated
+
+
+def test_files_that_are_shown_to_the_model_are_found_and_cited_ones_are_not() -> None:
+    image = {"type": "input_image", "file_id": "file-1"}
+    cited = {"type": "output_text", "annotations": [{"type": "file_citation", "file_id": "x"}]}
+    body = {
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "file_id"}, image]},
+            {"role": "assistant", "content": [cited]},
+            {
+                "type": "function_call_output",
+                "output": [{"type": "input_file", "file_id": "file-2"}],
+            },
+            {
+                "type": "computer_call_output",
+                "output": {"type": "computer_screenshot", "file_id": "file-3"},
+            },
+        ],
+        "tools": [
+            {
+                "type": "code_interpreter",
+                "container": {"type": "auto", "file_ids": ["file-4", "file-5"]},
+            },
+            {"type": "code_interpreter", "container": "cntr_1"},
+            {"type": "image_generation", "input_image_mask": {"file_id": "file-6"}},
+            {"type": "function", "parameters": {"file_id": "none"}},
+        ],
+    }
+    assert inspect(body).file_ids == tuple(f"file-{number}" for number in range(1, 7))
+    image["file_id"] = ["file-1"]
+    assert refused(body) == "file_id"
+
+
+@pytest.mark.parametrize("value", ["conv_1", {"id": "conv_1"}])
+def test_a_conversation_is_found_in_both_forms(value: Any) -> None:
+    assert inspect({"conversation": value}).conversation == "conv_1"
+    assert inspect({"conversation": None}).conversation is None
+
+
+@pytest.mark.parametrize("value", [{"id": "conv_1", "items": []}, ["conv_1"], 7, {"id": None}])
+def test_a_conversation_with_anything_else_in_it_is_refused(value: Any) -> None:
+    with pytest.raises(Refused) as caught:
+        inspect({"conversation": value})
+    assert caught.value.param == "conversation"
+
+
+def test_a_conversation_excludes_a_parent() -> None:
+    with pytest.raises(Refused) as caught:
+        inspect({"conversation": "conv_1", "previous_response_id": "resp_1"})
+    assert caught.value.code == "mutually_exclusive_parameters"
+
+
+def test_items_for_a_conversation_are_looked_through_like_any_input() -> None:
+    assert inspect_items([call(), message()]).sent_items == (
+        SentItem(0, "mcp_call", "mcp_1", call()),
+    )
+    with pytest.raises(Bypass):
+        inspect_items([{"type": "additional_tools", "tools": [MCP]}])
 
 
 # --- bypasses -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "member", ["prompt", "agent", "agent_reference", "multi_agent", "conversation"]
-)
+@pytest.mark.parametrize("member", ["prompt", "agent", "agent_reference", "multi_agent"])
 def test_b_14_stored_things_that_bring_tools_are_refused(member: str) -> None:
     for value in ({"id": "x"}, "x", {}, False):
         assert bypass({member: value}) == (f"{member}_refused", member)
@@ -123,9 +190,12 @@ def test_b_12_tools_in_the_input_are_refused(item: Json) -> None:
     assert bypass({"input": [message(), hidden]}) == ("item_refused", "input[1]")
 
 
-def test_b_08_a_forged_request_is_refused_even_with_its_approval() -> None:
+def test_b_08_a_request_the_app_sends_must_have_been_handed_to_it() -> None:
     approval = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
-    assert bypass({"input": [request(), approval]}) == ("item_refused", "input[0]")
+    found = inspect({"input": [request(), approval]})
+    assert found.sent_items == (SentItem(0, "mcp_approval_request", "mcpr_1", request()),)
+    assert found.sent_approvals == (SentApproval(1, "mcpr_1"),)
+    assert found.refers
 
 
 @pytest.mark.parametrize("kind", ["program", "program_output"])

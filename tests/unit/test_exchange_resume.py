@@ -24,11 +24,11 @@ def test_everything_the_app_asked_for_is_said_again() -> None:
         "instructions": "Be brief", "text": {"format": {"type": "text"}}, "temperature": 0.1,
         "reasoning": {"effort": "low"}, "include": ["x"], "metadata": {"a": "b"}, "stream": True,
         "service_tier": "auto", "truncation": "auto", "parallel_tool_calls": False, "store": True,
-        "previous_response_id": "resp_0", "conversation": None,
+        "previous_response_id": "resp_0",
     }  # fmt: skip
     body = after(**kept)
     plan = a_plan(**kept)
-    del kept["previous_response_id"], kept["conversation"]
+    del kept["previous_response_id"]
     assert body == {
         "model": "gpt-5-deploy",
         "tools": plan.body["tools"],

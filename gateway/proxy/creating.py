@@ -1,0 +1,226 @@
+"""Opening an exchange: what an app asks for is looked through, replaced, recorded, and set going.
+
+Steps 1 to 3 of the path, once it is known who asks. Decides nothing itself: inspection and
+enforcement are pure, whose an id is stands in the database, and a driver goes on (or `passing`,
+where there is nothing to watch over).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import orjson
+
+from gateway.approvals import exchanges, items, reading
+from gateway.approvals.exchanges import Opening
+from gateway.errors import Refused
+from gateway.exchange.document import parse
+from gateway.exchange.enforcement import Enforced, enforce
+from gateway.exchange.inspection import Findings, inspect
+from gateway.exchange.machine import Exchange
+from gateway.exchange.messages import Around, Carried, Json, Plan
+from gateway.exchange.rehydration import rehydrate, unanswered
+from gateway.exchange.resume import as_items
+from gateway.proxy import clients, ownership
+from gateway.proxy.azure import Wire
+from gateway.proxy.clients import Limits
+from gateway.proxy.driver import Assignment, Driver, Tools
+from gateway.proxy.http import Call
+from gateway.proxy.live import Hub, Live
+from gateway.proxy.passing import Passing
+from gateway.registry.directory import AppView
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """What a request goes on from: the id that Azure knows the end of the chain by, the calls
+    that were left open there, and what is hidden around the items that the app sends again.
+    """
+
+    parent_id: str | None = None
+    carried: tuple[reading.LeftOpen, ...] = ()
+    around: Mapping[str, Around] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One create request, understood and made safe. `app` waits as it wishes for this request."""
+
+    call: Call
+    app: AppView
+    wire: Wire
+    asked: Json
+    findings: Findings
+    chain: _Chain
+    enforced: Enforced
+
+
+@dataclass(frozen=True)
+class Creation:
+    """Answers POST /responses."""
+
+    tools: Tools
+    passing: Passing
+    hub: Hub
+    limits: Limits
+    heartbeat: float
+    max_rounds: int
+    max_body: int
+
+    async def create(self, call: Call, app: AppView, wire: Wire, deployment: str | None) -> None:
+        """Answer one request. `deployment` is the one that the path names, if it does."""
+        app = _as_wished(call, app)
+        asked = parse(await call.body(self.max_body))
+        if deployment is not None:
+            asked.setdefault("model", deployment)
+        findings = inspect(asked)
+        chain = await self._chain(app, findings, asked) if findings.refers else _Chain()
+        _refuse_approvals(app, findings, chain)
+        carried = tuple(Carried(item.call, item.answer) for item in chain.carried)
+        matcher = self.tools.directory.view.matcher(app)
+        enforced = enforce(asked, findings, matcher, carried)
+        enforced = dataclasses.replace(enforced, body=_continued(enforced.body, chain))
+        request = _Request(call, app, wire, asked, findings, chain, enforced)
+        if findings.mediated or carried:
+            await self._mediate(request, carried)
+        else:
+            await self.passing.create(call, app, asked, enforced.body, wire)
+
+    # --- what it goes on from ---------------------------------------------------------------
+
+    async def _chain(self, app: AppView, findings: Findings, asked: Json) -> _Chain:
+        context = self.tools.context
+        async with context.db.reading() as session:
+            await ownership.check_items(session, app.id, findings)
+            await ownership.check_files(session, app.id, findings.file_ids)
+            parent = None
+            if findings.previous_response_id is not None:
+                parent = await ownership.parent(session, app.id, findings.previous_response_id)
+            if findings.conversation is not None:
+                newest = await ownership.conversation(session, app.id, findings.conversation)
+                parent = ownership.Parent(newest, None)
+        if parent is None:
+            return await self._sent_chain(app, findings, asked)
+        if parent.exchange_id is None:
+            return _Chain(parent.last_id)
+        left = await reading.left_open(context.db, context.envelope, parent.exchange_id)
+        return _Chain(parent.last_id, tuple(left))
+
+    async def _sent_chain(self, app: AppView, findings: Findings, asked: Json) -> _Chain:
+        """The app sends all items itself: what they hide is put back, what is open is asked."""
+        context = self.tools.context
+        hidden = await items.around(context.db, context.envelope, app.id, findings.item_ids)
+        around = {name: what for name, (_, what) in hidden.items()}
+        open_ids = unanswered(rehydrate(as_items(asked.get("input")), around))
+        if not open_ids:
+            return _Chain(None, (), around)
+        found: list[reading.LeftOpen] = []
+        for exchange_id in await ownership.exchanges_asking(context.db, app.id, open_ids):
+            left = await reading.left_open(context.db, context.envelope, exchange_id)
+            found += [item for item in left if item.call.request_id in open_ids]
+        return _Chain(None, tuple(found), around)
+
+    # --- an exchange of ours ----------------------------------------------------------------
+
+    async def _mediate(self, request: _Request, carried: tuple[Carried, ...]) -> None:
+        enforced = request.enforced
+        plan = Plan(
+            request.asked,
+            enforced.body,
+            enforced.bindings,
+            carried,
+            request.app.wait == "return",
+            self.max_rounds,
+        )
+        live = await self._join_or_open(request, plan)
+        await self._attend(request, live)
+
+    async def _join_or_open(self, request: _Request, plan: Plan) -> Live:
+        call, app = request.call, request.app
+        digest = hashlib.sha256(orjson.dumps(plan.asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        is_retry = (call.header("x-stainless-retry-count") or "0") != "0"
+        key = call.header("idempotency-key")
+        # Opening takes a while, and a retry that comes meanwhile must find what is being opened.
+        async with self.hub.opening(app.id, key or digest):
+            if key is not None:
+                key = hashlib.sha256(key.encode("latin-1")).hexdigest()
+                twin = self.hub.keyed(app.id, key, digest)
+            else:
+                twin = self.hub.twin(app.id, digest, is_retry=is_retry)
+            return twin or await self._open(request, plan, _opening(request, digest, key))
+
+    async def _open(self, request: _Request, plan: Plan, opening: Opening) -> Live:
+        tools = self.tools
+        kept = await exchanges.open_exchange(tools.context, opening, now=tools.clock())
+        live = Live(kept, Exchange(plan))
+        assignment = Assignment(
+            request.wire,
+            request.enforced.strict_tools,
+            clients.takes_keepalive(request.call, request.app.heartbeat),
+        )
+        approvals = {item.call.request_id: item.approval_id for item in request.chain.carried}
+        driver = Driver(tools, live, assignment, approvals)
+        live.cancel = driver.cancel
+        self.hub.start(live, driver.run)
+        return live
+
+    async def _attend(self, request: _Request, live: Live) -> None:
+        call, asked = request.call, request.asked
+        if asked.get("stream"):
+            await clients.stream(call, live, self.heartbeat)
+        elif asked.get("background"):
+            await clients.background(call, live)
+        else:
+            patience = clients.patience(call, request.app.plain, self.limits)
+            await clients.plain(call, live, patience)
+
+
+def _as_wished(call: Call, app: AppView) -> AppView:
+    """The app, with the wait mode that it wants for this request."""
+    match call.header("gatepass-wait"):
+        case None:
+            return app
+        case "hold" | "return" as wait:
+            return dataclasses.replace(app, wait=wait)
+        case _:
+            raise Refused("'Gatepass-Wait' must be 'hold' or 'return'.", code="invalid_header")
+
+
+def _refuse_approvals(app: AppView, findings: Findings, chain: _Chain) -> None:
+    """An app's own approval is at best a wish, and only about what it has been shown."""
+    shown = set()
+    if app.wait == "return":
+        shown = {item.call.request_id for item in chain.carried}
+        shown |= {sent.id for sent in findings.sent_items if sent.type == "mcp_approval_request"}
+    ownership.refuse_approvals(findings, shown)
+
+
+def _continued(body: Json, chain: _Chain) -> Json:
+    """The body with the chain's end as Azure knows it, and its items without holes."""
+    if chain.parent_id is not None and chain.parent_id != body.get("previous_response_id"):
+        body = {**body, "previous_response_id": chain.parent_id}
+    if chain.around:
+        body = {**body, "input": rehydrate(as_items(body.get("input")), chain.around)}
+    return body
+
+
+def _opening(request: _Request, digest: str, key: str | None) -> Opening:
+    asked, app, enforced = request.asked, request.app, request.enforced
+    user = asked.get("safety_identifier") or asked.get("user")
+    return Opening(
+        app_id=app.id,
+        app_name=app.name,
+        model=asked["model"] if isinstance(asked.get("model"), str) else None,
+        end_user=user if isinstance(user, str) else None,
+        streamed=bool(asked.get("stream")),
+        background=bool(asked.get("background")),
+        stored=asked.get("store") is not False,
+        servers=tuple(binding.server_label[:100] for binding in enforced.bindings),
+        overridden=enforced.overridden,
+        body_digest=digest,
+        idempotency=key,
+        conversation=request.findings.conversation,
+    )

@@ -1,0 +1,186 @@
+"""Whose an id is: a response, an item, a file or a conversation belongs to the app it was given to.
+
+Reads only. An id of another app does not exist for this one, and neither does one that was made
+past the gateway: what it stands for was never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from gateway.approvals import items
+from gateway.errors import Conflict, Refused
+from gateway.exchange.inspection import Findings
+from gateway.exchange.messages import Bypass
+from gateway.store.database import Database
+from gateway.store.tables import (
+    ApprovalRequest,
+    Conversation,
+    Exchange,
+    HandedItem,
+    ResponseId,
+    UploadedFile,
+)
+
+_OPEN = ("forwarding", "holding", "sending")
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """What a request continues: `last_id` is the id that Azure knows the chain's end by, None
+    for a conversation.
+    """
+
+    exchange_id: str | None
+    last_id: str | None
+
+
+async def parent(session: AsyncSession, app_id: str, response_id: str) -> Parent:
+    """The app's own finished response of that id."""
+    row = await session.get(ResponseId, response_id)
+    if row is None or row.app_id != app_id:
+        raise Bypass(
+            f"Previous response with id '{response_id}' not found.",
+            code="previous_response_not_found",
+            param="previous_response_id",
+            status=404,
+        )
+    if not row.mediated:
+        return Parent(None, response_id)
+    exchange = await session.get(Exchange, row.exchange_id)
+    last = await session.exec(
+        select(ResponseId)
+        .where(ResponseId.exchange_id == row.exchange_id)
+        .order_by(col(ResponseId.round).desc())
+    )
+    newest = last.first()
+    if exchange is None or exchange.state in _OPEN:
+        raise Refused(
+            f"The response '{response_id}' is not finished yet; poll it before going on.",
+            code="response_not_ready",
+            param="previous_response_id",
+        )
+    return Parent(row.exchange_id, newest.response_id if newest else response_id)
+
+
+async def check_items(session: AsyncSession, app_id: str, findings: Findings) -> None:
+    """MCP items may come back only from the app they were handed to, unchanged; any item that is
+    named by its id must be the app's own.
+    """
+    for sent in findings.sent_items:
+        row = await session.get(HandedItem, (sent.id, app_id))
+        if row is None or row.digest != items.item_digest(sent.item):
+            raise Bypass(
+                f"input[{sent.index}]: this '{sent.type}' item was not handed out by "
+                "this gateway, or was changed since.",
+                code="item_forged",
+                param=f"input[{sent.index}]",
+            )
+    for name in findings.references:
+        if await _is_foreign(session, app_id, name):
+            raise Bypass(
+                f"The item '{name}' was not handed to this app by this gateway.",
+                code="item_forged",
+                param="input",
+            )
+
+
+async def _is_foreign(session: AsyncSession, app_id: str, name: str) -> bool:
+    handed = await session.get(HandedItem, (name, app_id))
+    if handed is None:
+        return True
+    # A request that was held is Azure's and people's business alone, whoever's it is.
+    held = select(ApprovalRequest.id).where(ApprovalRequest.upstream_id == name).limit(1)
+    return not handed.digest and (await session.exec(held)).first() is not None
+
+
+async def check_files(session: AsyncSession, app_id: str, file_ids: Iterable[str]) -> None:
+    """Every file that is named must have been uploaded by the app."""
+    wanted = list(dict.fromkeys(file_ids))
+    owned: set[str] = set()
+    for start in range(0, len(wanted), 500):
+        found = await session.exec(
+            select(UploadedFile.file_id).where(
+                col(UploadedFile.file_id).in_(wanted[start : start + 500]),
+                UploadedFile.app_id == app_id,
+            )
+        )
+        owned.update(found.all())
+    for file_id in wanted:
+        if file_id not in owned:
+            raise Bypass(
+                f"No such File object: {file_id[:100]}. Upload it through this gateway first.",
+                code="file_not_found",
+                param="file_id",
+                status=404,
+            )
+
+
+async def conversation(session: AsyncSession, app_id: str, conversation_id: str) -> str | None:
+    """The newest exchange of the app's own conversation, if any was held there."""
+    await own_conversation(session, app_id, conversation_id)
+    found = await session.exec(
+        select(Exchange)
+        .where(Exchange.conversation_id == conversation_id, Exchange.app_id == app_id)
+        .order_by(col(Exchange.id).desc())
+        .limit(1)
+    )
+    newest = found.first()
+    if newest is not None and newest.state in _OPEN:
+        raise Conflict(
+            "Another request is still going on in this conversation; wait for its end.",
+            code="conversation_locked",
+            param="conversation",
+        )
+    return newest.id if newest else None
+
+
+async def own_conversation(session: AsyncSession, app_id: str, conversation_id: str) -> None:
+    """The conversation must have been made by the app."""
+    row = await session.get(Conversation, conversation_id)
+    if row is None or row.app_id != app_id:
+        raise Bypass(
+            f"Conversation with id '{conversation_id[:100]}' not found.",
+            code="conversation_not_found",
+            param="conversation",
+            status=404,
+        )
+
+
+async def exchanges_asking(db: Database, app_id: str, request_ids: Collection[str]) -> list[str]:
+    """The app's exchanges in which Azure asked for these approvals."""
+    async with db.reading() as session:
+        found = await session.exec(
+            select(ApprovalRequest.exchange_id)
+            .where(
+                col(ApprovalRequest.upstream_id).in_(list(request_ids)[:500]),
+                ApprovalRequest.app_id == app_id,
+            )
+            .distinct()
+        )
+        return list(found.all())
+
+
+async def response(session: AsyncSession, app_id: str, response_id: str) -> ResponseId:
+    """The row of the app's own response, by the id that the app knows."""
+    row = await session.get(ResponseId, response_id)
+    if row is None or row.round != 0:
+        raise Refused(f"Response with id '{response_id}' not found.", code="not_found", status=404)
+    if row.app_id != app_id:
+        raise Bypass(f"Response with id '{response_id}' not found.", code="not_found", status=404)
+    return row
+
+
+def refuse_approvals(findings: Findings, asked_for: Collection[str]) -> None:
+    """An app's own approval is at best a wish, and only about what it has been shown."""
+    for sent in findings.sent_approvals:
+        if sent.request_id not in asked_for:
+            raise Bypass(
+                f"input[{sent.index}]: approvals are given to this gateway by people, not by apps.",
+                code="approval_forged",
+                param=f"input[{sent.index}]",
+            )
