@@ -25,6 +25,7 @@ from gateway.config import Settings
 from gateway.jobs import Jobs
 from gateway.proxy.azure import Azure, Upstream
 from gateway.proxy.clients import Limits
+from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.driver import Tools
 from gateway.proxy.live import Hub
@@ -113,6 +114,9 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         tools=tools,
         creation=creation,
         retrieval=Retrieval(services.approvals, azure, hub, clock, heartbeat),
+        conversations=Conversations(
+            services.approvals, azure, clock, max_body=settings.max_body_bytes
+        ),
     )
     recovery = Recovery(tools, hub)
 

@@ -30,17 +30,18 @@ async def hand_out(
 ) -> None:
     """Remember whose these items are, and what belongs around them, before the app has them."""
     rows = [
-        handed_row(
-            item,
-            kept.app_id,
-            kept.id,
-            _sealed(context, kept, item["id"], around),
-        )
-        for item in items
-        if isinstance(item.get("id"), str)
+        handed_row(item, kept.app_id, kept.id, _sealed(context, kept, item["id"], around))
+        for item in named(items)
     ]
     if rows:
         await context.ledger.append_all([], rows)
+
+
+def named(items: Any) -> list[Json]:
+    """The items that have an id, of whatever stands where items should be."""
+    if not isinstance(items, list):
+        return []
+    return [item for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
 
 
 def handed_row(

@@ -290,6 +290,8 @@ class Exchange:
         return [Emit(kind, ending), finished]
 
     def _around(self) -> dict[str, Around]:
+        if self.stitcher.transparent:
+            return {}  # nothing was hidden, and nothing changed
         return around(self.transcript, self.stitcher.output())
 
     # --- failing ----------------------------------------------------------------------------

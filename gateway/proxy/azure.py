@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from gateway.errors import Conflict, GatepassError, Unavailable
+from gateway.errors import Conflict, GatepassError, Unavailable, UpstreamFailed
 from gateway.exchange.document import dump
 from gateway.exchange.messages import (
     TERMINAL,
@@ -32,6 +31,7 @@ from gateway.exchange.messages import (
     Rejected,
 )
 from gateway.exchange.sse import Frame, FrameReader
+from gateway.proxy.scrubbing import Scrubber
 from gateway.registry.directory import Directory, ServerView
 from gateway.vault import Vault
 
@@ -45,11 +45,9 @@ PASSED_ON = frozenset(
         "x-ratelimit-reset-tokens",
     }
 )  # fmt: skip
-_REDACTED = b"[redacted]"
-_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+#: Between tries of what Azure did not begin: a streamed parent has taken half a minute to be seen.
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _LONGEST_PAUSE = 60.0
-_SHORTEST_SECRET = 6
-_DOUBTFUL = frozenset("\"&'+<>`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +67,19 @@ class Wire:
     """What of the app's request line and headers goes along with every round."""
 
     headers: Mapping[str, str]
-    query: Mapping[str, str]
+    query: Mapping[str, str | list[str]]
 
     def document(self) -> Json:
         """As it is saved with a waiting exchange."""
         return {"headers": dict(self.headers), "query": dict(self.query)}
+
+
+class Declined(UpstreamFailed):
+    """Azure's own refusal of a request that is simply passed on: the app is told it as it is."""
+
+    def __init__(self, answer: Rejected) -> None:
+        super().__init__("Azure refused the request.", code="declined", status=answer.status)
+        self.answer = answer
 
 
 class Azure:
@@ -134,11 +140,30 @@ class Azure:
         ) as response:
             yield response
 
-    def _address(self, path: str, query: Mapping[str, str]) -> URL:
+    def _address(self, path: str, query: Mapping[str, str | list[str]]) -> URL:
         if path == "responses" and not query and self._create is not None:
             return self._create
         root = self._upstream.url if self._upstream else ""
         return URL(root + path).with_query(dict(query))
+
+    async def ask(
+        self, method: str, path: str, wire: Wire, body: Json | None = None
+    ) -> tuple[Json, dict[str, str]]:
+        """A JSON answer and those of its headers that an app may see.
+
+        Raises `Declined` for an error of Azure's own, `UpstreamFailed` when there is no answer.
+        """
+        raw = None if body is None else dump(body)
+        try:
+            async with self.request(method, path, wire, raw) as response:
+                if response.status >= 300:
+                    raise Declined(await rejection(response, self.scrubber))
+                document = orjson.loads(self.scrubber.clean(await response.read()))
+                return document, passed_on(response)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
+        except orjson.JSONDecodeError:
+            raise UpstreamFailed("Azure's answer cannot be read.") from None
 
     # --- a round ----------------------------------------------------------------------------
 
@@ -256,60 +281,27 @@ def _injected(server: ServerView, value: str) -> Json:
     return {"headers": {credential.header: scheme + value}}
 
 
-class Scrubber:
-    """Takes injected secrets out of everything Azure sends back: the last line of defence."""
-
-    def __init__(self, values: Sequence[str]) -> None:
-        forms: set[str] = set()
-        for value in values:
-            if len(value) >= _SHORTEST_SECRET:
-                once = _spellings(value)
-                forms |= {value, *once, *(twice for text in once for twice in _spellings(text))}
-        self._values = tuple(values)
-        self._forms = tuple(form.encode() for form in sorted(forms, key=len, reverse=True))
-
-    def with_more(self, values: Sequence[str]) -> Scrubber:
-        """One that takes these out, too."""
-        return Scrubber([*self._values, *values])
-
-    def clean(self, raw: bytes) -> bytes:
-        """`raw` without any of the secrets."""
-        for form in self._forms:
-            if form in raw:
-                raw = raw.replace(form, _REDACTED)
-        return raw
-
-
-def _spellings(text: str) -> set[str]:
-    """How serialisers write a text inside of a JSON string; a plain text is written in one way."""
-    forms = {orjson.dumps(text).decode()[1:-1], json.dumps(text)[1:-1], _cautious(text)}
-    return forms | {form.replace("/", "\\/") for form in forms}
-
-
-def _cautious(text: str) -> str:
-    """As .NET writes it by default: what could mean something in HTML by its number."""
-    return "".join(
-        f"\\u{ord(letter):04X}" if letter in _DOUBTFUL else json.dumps(letter)[1:-1]
-        for letter in text
-    )
-
-
 def _pause(event: Event | None, attempt: int, *, resumes: bool) -> float | None:
     """How long to wait before trying again; None when it must not, or need not, be tried.
 
     A busy Azure is waited for only when resuming: before that, the app's own retry is as good.
     """
-    if attempt >= len(_PAUSES):
+    if attempt >= len(PAUSES):
         return None
     match event:
         case Broken(sent=False):
-            return _PAUSES[attempt] if attempt < 2 else None
-        case Rejected(status=400, body=body) if _code(body) == "previous_response_not_found":
-            return _PAUSES[attempt]
+            return PAUSES[attempt] if attempt < 2 else None
+        case Rejected() if parent_unseen(event):
+            return PAUSES[attempt]
         case Rejected(status=429 | 503, headers=headers) if resumes and attempt < 3:
             return _retry_after(headers)
         case _:
             return None
+
+
+def parent_unseen(answer: Rejected) -> bool:
+    """Whether Azure does not know the parent: one that was just streamed may become visible yet."""
+    return answer.status == 400 and _code(answer.body) == "previous_response_not_found"
 
 
 def _code(body: Json) -> Any:

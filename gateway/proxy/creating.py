@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import orjson
 
@@ -33,16 +34,21 @@ from gateway.proxy.live import Hub, Live
 from gateway.proxy.passing import Passing
 from gateway.registry.directory import AppView
 
+#: For so long after it was made, a response that Azure does not know is waited for.
+_YOUNG = timedelta(minutes=2)
+
 
 @dataclass(frozen=True)
 class _Chain:
     """What a request goes on from: the id that Azure knows the end of the chain by, the calls
     that were left open there, and what is hidden around the items that the app sends again.
+    `young`: Azure may not see the end of the chain yet.
     """
 
     parent_id: str | None = None
     carried: tuple[reading.LeftOpen, ...] = ()
     around: Mapping[str, Around] = field(default_factory=dict)
+    young: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class Creation:
         if findings.mediated or carried:
             await self._mediate(request, carried)
         else:
-            await self.passing.create(call, app, asked, enforced.body, wire)
+            body = enforced.body
+            await self.passing.create(call, app, asked, body, wire, patient=chain.young)
 
     # --- what it goes on from ---------------------------------------------------------------
 
@@ -101,13 +108,14 @@ class Creation:
                 parent = await ownership.parent(session, app.id, findings.previous_response_id)
             if findings.conversation is not None:
                 newest = await ownership.conversation(session, app.id, findings.conversation)
-                parent = ownership.Parent(newest, None)
+                parent = ownership.Parent(newest)
         if parent is None:
             return await self._sent_chain(app, findings, asked)
-        if parent.exchange_id is None:
-            return _Chain(parent.last_id)
-        left = await reading.left_open(context.db, context.envelope, parent.exchange_id)
-        return _Chain(parent.last_id, tuple(left))
+        left: list[reading.LeftOpen] = []
+        if parent.exchange_id is not None:
+            left = await reading.left_open(context.db, context.envelope, parent.exchange_id)
+        young = parent.made_at is not None and self.tools.clock() - parent.made_at < _YOUNG
+        return _Chain(parent.last_id, tuple(left), young=young)
 
     async def _sent_chain(self, app: AppView, findings: Findings, asked: Json) -> _Chain:
         """The app sends all items itself: what they hide is put back, what is open is asked."""

@@ -12,7 +12,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import GatepassError, Refused
-from gateway.exchange.messages import Json
+from gateway.exchange.messages import Json, Rejected
 
 _JSON = re.compile(
     r"\s*application/json\s*(;(?!\s*charset)[^;]*|;\s*charset\s*=\s*\"?utf-8\"?\s*)*", re.IGNORECASE
@@ -127,6 +127,11 @@ class Call:
             {"content-type": "application/json", "content-length": str(len(body)), **headers},
         )
         await self.end(body)
+
+    async def fail_as(self, answer: Rejected) -> None:
+        """Azure's own error, as it came, unless an answer has begun."""
+        if not self.started:
+            await self.answer(answer.status, orjson.dumps(answer.body), answer.headers)
 
     async def fail(self, error: GatepassError) -> None:
         """A refusal or failure in the OpenAI error shape, unless an answer has begun."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -32,11 +33,12 @@ _OPEN = ("forwarding", "holding", "sending")
 @dataclass(frozen=True, slots=True)
 class Parent:
     """What a request continues: `last_id` is the id that Azure knows the chain's end by, None
-    for a conversation.
+    for a conversation. `made_at` is when its own id was.
     """
 
     exchange_id: str | None
-    last_id: str | None
+    last_id: str | None = None
+    made_at: datetime | None = None
 
 
 async def parent(session: AsyncSession, app_id: str, response_id: str) -> Parent:
@@ -50,21 +52,30 @@ async def parent(session: AsyncSession, app_id: str, response_id: str) -> Parent
             status=404,
         )
     if not row.mediated:
-        return Parent(None, response_id)
+        return Parent(None, response_id, row.created_at)
     exchange = await session.get(Exchange, row.exchange_id)
     last = await session.exec(
         select(ResponseId)
         .where(ResponseId.exchange_id == row.exchange_id)
         .order_by(col(ResponseId.round).desc())
     )
-    newest = last.first()
     if exchange is None or exchange.state in _OPEN:
         raise Refused(
             f"The response '{response_id}' is not finished yet; poll it before going on.",
             code="response_not_ready",
             param="previous_response_id",
         )
-    return Parent(row.exchange_id, newest.response_id if newest else response_id)
+    newest = last.first() or row
+    return Parent(row.exchange_id, newest.response_id, newest.created_at)
+
+
+async def app_id_of(session: AsyncSession, response_id: str) -> str:
+    """The id by which the app knows the exchange of a round; the same where there is none."""
+    row = await session.get(ResponseId, response_id)
+    if row is None or not row.exchange_id or row.round == 0:
+        return response_id
+    exchange = await session.get(Exchange, row.exchange_id)
+    return (exchange.response_id if exchange else None) or response_id
 
 
 async def check_items(session: AsyncSession, app_id: str, findings: Findings) -> None:

@@ -6,6 +6,7 @@ row are committed before the last byte is handed over, together with those of ot
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from gateway.approvals import items
 from gateway.audit import records
 from gateway.audit.ledger import Ledger
 from gateway.audit.records import Actor
@@ -30,10 +32,19 @@ from gateway.exchange.messages import (
     Hold,
     Json,
     Plan,
+    Rejected,
     Started,
 )
 from gateway.exchange.sse import FrameReader, render
-from gateway.proxy.azure import Azure, Wire, parse_frame, passed_on, rejection
+from gateway.proxy.azure import (
+    PAUSES,
+    Azure,
+    Wire,
+    parent_unseen,
+    parse_frame,
+    passed_on,
+    rejection,
+)
 from gateway.proxy.clients import STREAM_HEADERS
 from gateway.proxy.http import Call
 from gateway.registry.directory import AppView
@@ -51,20 +62,35 @@ class Passing:
     ledger: Ledger
     clock: Clock
 
-    async def create(self, call: Call, app: AppView, asked: Json, body: Json, wire: Wire) -> None:
-        """Pass one create request through. `body` is `asked`, with its parent's id resolved."""
+    async def create(
+        self,
+        call: Call,
+        app: AppView,
+        asked: Json,
+        body: Json,
+        wire: Wire,
+        *,
+        patient: bool = False,
+    ) -> None:
+        """Pass one create request through. `body` is `asked`, with its parent's id resolved.
+
+        `patient`: Azure may not know a parent yet that it has just made; it is asked again.
+        """
         exchange = Exchange(Plan(asked, body))
         exchange.receive(Started())
         raw = dump(body)
         trace = _Trace(self.clock(), call.id, app, asked)
         try:
-            async with self.azure.request("POST", "responses", wire, raw) as response:
-                if response.status >= 300:
-                    await self._rejected(call, response, trace)
-                elif response.content_type == "text/event-stream":
-                    await self._stream(call, response, exchange, trace)
-                else:
-                    await self._whole(call, response, exchange, trace)
+            for pause in (*(PAUSES if patient else ()), None):
+                async with self.azure.request("POST", "responses", wire, raw) as response:
+                    if response.status < 300:
+                        await self._answered(call, response, exchange, trace)
+                        break
+                    rejected = await rejection(response, self.azure.scrubber)
+                    if pause is None or not parent_unseen(rejected):
+                        await self._rejected(call, rejected, trace)
+                        break
+                await asyncio.sleep(pause)
         except aiohttp.ClientConnectorError:
             trace.outcome = "unreachable"
             raise UpstreamFailed("Azure cannot be reached.", code="upstream_unreachable") from None
@@ -81,11 +107,18 @@ class Passing:
             if not trace.recorded:
                 await self._record(trace)
 
-    async def _rejected(self, call: Call, response: aiohttp.ClientResponse, trace: _Trace) -> None:
-        rejected = await rejection(response, self.azure.scrubber)
+    async def _rejected(self, call: Call, rejected: Rejected, trace: _Trace) -> None:
         trace.outcome, trace.status = "rejected", rejected.status
         await self._record(trace)
         await call.answer(rejected.status, orjson.dumps(rejected.body), rejected.headers)
+
+    async def _answered(
+        self, call: Call, response: aiohttp.ClientResponse, exchange: Exchange, trace: _Trace
+    ) -> None:
+        if response.content_type == "text/event-stream":
+            await self._stream(call, response, exchange, trace)
+        else:
+            await self._whole(call, response, exchange, trace)
 
     async def _whole(
         self, call: Call, response: aiohttp.ClientResponse, exchange: Exchange, trace: _Trace
@@ -124,7 +157,6 @@ class Passing:
                     await self._ending(call, exchange, event, out, trace)
                     continue
                 out += _frames(exchange.receive(event))
-                await self._name(exchange.id, trace)
             if out:
                 await call.write(b"".join(out))
         if exchange.state == "forwarding":
@@ -146,13 +178,6 @@ class Passing:
         await self._record(trace)
         out += _frames(commands)
 
-    async def _name(self, response_id: str | None, trace: _Trace) -> None:
-        """An app in the background may come back before the end: whose it is must be known."""
-        if response_id is None or trace.named or not trace.background:
-            return
-        trace.named = True
-        await self.ledger.append_all([], [_row(response_id, trace.app, self.clock())])
-
     async def _broken_stream(self, call: Call, exchange: Exchange, error: Exception) -> None:
         if exchange.state == "forwarding":
             message = f"The connection to Azure broke ({type(error).__name__})."
@@ -162,9 +187,9 @@ class Passing:
 
     async def _record(self, trace: _Trace) -> None:
         trace.recorded = True
-        rows: list[tuple[Any, dict[str, Any]]] = []
         now = self.clock()
-        if trace.response_id is not None and not trace.named:
+        rows = [items.handed_row(item, trace.app.id) for item in trace.items]
+        if trace.response_id is not None:
             rows.append(_row(trace.response_id, trace.app, now))
         await self.ledger.append_all([trace.record(now)], rows)
 
@@ -190,16 +215,18 @@ class _Trace:
         self.app = app
         self.model = asked.get("model")
         self.streamed = bool(asked.get("stream"))
-        self.background = bool(asked.get("background"))
+        self.stored = asked.get("store") is not False
         self.outcome = "refused"
         self.status = 200
         self.response_id: str | None = None
         self.tokens: dict[str, int] = {}
+        self.items: list[Json] = []
         self.recorded = False
-        self.named = False
 
     def count(self, response: Json) -> None:
-        """Take the usage of the finished response over."""
+        """Take over what the finished response has used, and which items it hands to the app."""
+        if self.stored:
+            self.items = items.named(response.get("output"))
         usage = response.get("usage") or {}
         self.tokens = {
             name: usage[name]

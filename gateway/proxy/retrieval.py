@@ -9,39 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 import orjson
-from sqlalchemy import update
+from sqlalchemy import delete, update
 from sqlmodel import col, select
 
-from gateway.approvals import decisions, exchanges
+from gateway.approvals import decisions, exchanges, items
 from gateway.approvals.decisions import Approvals
 from gateway.audit.records import Actor
-from gateway.errors import Refused, UpstreamFailed
+from gateway.errors import Refused
 from gateway.exchange.machine import Exchange
-from gateway.exchange.messages import HIDDEN_ITEMS, Json
-from gateway.proxy import clients, ownership
-from gateway.proxy.azure import Azure, Wire, passed_on, rejection
+from gateway.exchange.messages import Json
+from gateway.proxy import clients, listings, ownership
+from gateway.proxy.azure import Azure, Declined, Wire
 from gateway.proxy.http import Call
 from gateway.proxy.live import Hub, Live
 from gateway.proxy.surface import Target
 from gateway.registry.directory import AppView
 from gateway.store.tables import Exchange as ExchangeRow
-from gateway.store.tables import ResponseId
+from gateway.store.tables import HandedItem, ResponseId
 from gateway.telemetry import Clock
 
-Shows = Callable[[Json], Json]
-_OPEN = frozenset({"forwarding", "holding", "sending"})
+#: How an answer of Azure reads to the app.
+Shows = Callable[[Json], Awaitable[Json]]
 _POSITION = re.compile(r"-1|[0-9]{1,9}")
-_LIST_QUERY = frozenset({"after", "limit", "order", "include", "include[]", "before"})
-_STREAM_QUERY = frozenset(
-    {"stream", "starting_after", "include", "include[]", "include_obfuscation"}
-)
-_READ_QUERY = frozenset({"include", "include[]", "include_obfuscation"})
+_INCLUDE = frozenset({"include", "include[]"})
 
 
 @dataclass(frozen=True)
@@ -71,21 +66,50 @@ class Retrieval:
         """The response object; with `stream`, the frames past `starting_after`."""
         row = await self._owned(app, response_id)
         query = dict(call.query)
+        wire = with_query(wire, call, _INCLUDE)
         if query.get("stream") in {"true", "True", "1"}:
-            await self._stream(call, row, query, wire)
+            await self._stream(call, row, query)
         elif not row.mediated:
-            await self._pass(
-                call, "GET", f"responses/{response_id}", _with(wire, call, _READ_QUERY)
-            )
+            await self._pass(call, "GET", f"responses/{response_id}", wire, self._own(row))
         else:
             response = await self._response(row)
+            if any(name in _INCLUDE for name, _ in call.query):
+                response = await self._with_more(row, response, wire)
             headers = {"gatepass-exchange": row.exchange_id}
             await call.answer(200, orjson.dumps(response), headers)
 
-    async def _stream(self, call: Call, row: ResponseId, query: dict[str, str], wire: Wire) -> None:
-        if not row.mediated:
-            await self._pass_stream(call, f"responses/{row.response_id}", wire)
-            return
+    def _own(self, row: ResponseId) -> Shows:
+        """How a response that passed through reads: its parent by the name that the app knows, and
+        its items the app's own from now on.
+        """
+
+        async def shows(response: Json) -> Json:
+            rows = [
+                items.handed_row(item, row.app_id) for item in items.named(response.get("output"))
+            ]
+            if rows:
+                await self.context.ledger.append_all([], rows)
+            parent_id = response.get("previous_response_id")
+            if isinstance(parent_id, str):
+                async with self.context.db.reading() as session:
+                    known = await ownership.app_id_of(session, parent_id)
+                return {**response, "previous_response_id": known}
+            return response
+
+        return shows
+
+    async def _with_more(self, row: ResponseId, response: Json, wire: Wire) -> Json:
+        """The response with what `include` asks for, which only Azure has, round by round."""
+        whole: dict[str, Json] = {}
+        for name in await self._rounds(row.exchange_id):
+            found, _ = await self.azure.ask("GET", f"responses/{name}", wire)
+            for item in listings.visible(items.named(found.get("output"))):
+                whole[item["id"]] = item
+        output = [whole.get(str(item.get("id")), item) for item in response["output"]]
+        return {**response, "output": output}
+
+    async def _stream(self, call: Call, row: ResponseId, query: dict[str, str]) -> None:
+        """The log of a background stream is ours: any place in it, as often as wanted."""
         after = query.get("starting_after", "-1")
         if not _POSITION.fullmatch(after):
             raise Refused("'starting_after' must be a number.", param="starting_after")
@@ -107,23 +131,6 @@ class Retrieval:
             await call.write(frame.encode())
         await call.end()
 
-    async def _pass_stream(self, call: Call, path: str, wire: Wire) -> None:
-        """Azure itself has the frames of what passed through in the background."""
-        wire = _with(wire, call, _STREAM_QUERY)
-        try:
-            async with self.azure.request("GET", path, wire) as response:
-                if response.content_type != "text/event-stream":
-                    rejected = await rejection(response, self.azure.scrubber)
-                    body = orjson.dumps(rejected.body)
-                    await call.answer(rejected.status, body, rejected.headers)
-                    return
-                await call.start(200, {**clients.STREAM_HEADERS, **passed_on(response)})
-                async for chunk in response.content.iter_any():
-                    await call.write(chunk)
-                await call.end()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
-
     async def delete(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
         """Delete every round at Azure, and what is kept here of the exchange."""
         row = await self._owned(app, response_id)
@@ -137,26 +144,26 @@ class Retrieval:
             await session.exec(
                 update(ExchangeRow)
                 .where(col(ExchangeRow.id) == row.exchange_id)
-                .values(final=None, snapshot=None)
+                .values(final=None, snapshot=None, log=None)
             )
-            for stale in await session.exec(
-                select(ResponseId).where(ResponseId.exchange_id == row.exchange_id)
-            ):
-                await session.delete(stale)
+            for table in (ResponseId, HandedItem):
+                await session.exec(delete(table).where(col(table.exchange_id) == row.exchange_id))
         answer = {"id": response_id, "object": "response", "deleted": True}
         await call.answer(200, orjson.dumps(answer), {})
 
     async def _delete_round(self, name: str, wire: Wire) -> None:
-        async with self.azure.request("DELETE", f"responses/{name}", wire) as response:
-            await response.read()
-            if response.status >= 400 and response.status != 404:
-                raise UpstreamFailed(f"Azure could not delete the response ({response.status}).")
+        try:
+            await self.azure.ask("DELETE", f"responses/{name}", wire)
+        except Declined as declined:
+            if declined.status != 404:  # gone is as good as deleted
+                raise
 
     async def cancel(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
         """Cancel a background response; a finished one is answered as it is."""
         row = await self._owned(app, response_id)
         if not row.mediated:
-            await self._pass(call, "POST", f"responses/{response_id}/cancel", wire)
+            path = f"responses/{response_id}/cancel"
+            await self._pass(call, "POST", path, wire, self._own(row))
             return
         async with self.context.db.reading() as session:
             exchange = await session.get_one(ExchangeRow, row.exchange_id)
@@ -197,9 +204,18 @@ class Retrieval:
     async def input_items(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
         """The app's own input: that of the first round."""
         await self._owned(app, response_id)
-        shows = _seen if app.wait == "hold" else None
-        wire = _with(wire, call, _LIST_QUERY)
-        await self._pass(call, "GET", f"responses/{response_id}/input_items", wire, shows)
+        path = f"responses/{response_id}/input_items"
+        wire = with_query(wire, call, listings.LIST_QUERY)
+
+        async def fetch(query: listings.Query) -> Json:
+            return (await self.azure.ask("GET", path, Wire(wire.headers, query)))[0]
+
+        page = await listings.visible_page(fetch, wire.query, shows_approvals=app.wait == "return")
+        # What the app has seen it may name from now on.
+        rows = [items.handed_row(item, app.id) for item in items.named(page["data"])]
+        if rows:
+            await self.context.ledger.append_all([], rows)
+        await call.answer(200, orjson.dumps(page), {})
 
     # --- parts ------------------------------------------------------------------------------
 
@@ -230,36 +246,20 @@ class Retrieval:
     async def _pass(
         self, call: Call, method: str, path: str, wire: Wire, shows: Shows | None = None
     ) -> None:
-        try:
-            async with self.azure.request(method, path, wire) as response:
-                if response.status >= 300:
-                    rejected = await rejection(response, self.azure.scrubber)
-                    body = orjson.dumps(rejected.body)
-                    await call.answer(rejected.status, body, rejected.headers)
-                    return
-                raw = self.azure.scrubber.clean(await response.read())
-                if shows is not None:
-                    raw = orjson.dumps(shows(orjson.loads(raw)))
-                await call.answer(200, raw, passed_on(response))
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
+        found, headers = await self.azure.ask(method, path, wire)
+        if shows is not None:
+            found = await shows(found)
+        await call.answer(200, orjson.dumps(found), headers)
 
 
 def _not_found(response_id: str) -> Refused:
     return Refused(f"Response with id '{response_id}' not found.", code="not_found", status=404)
 
 
-def _with(wire: Wire, call: Call, names: frozenset[str]) -> Wire:
-    query: dict[str, Any] = {name: value for name, value in call.query if name in names}
-    return Wire(wire.headers, {**wire.query, **query})
-
-
-def _seen(listing: Json) -> Json:
-    """A page of items without those that exist only between Azure and the gateway."""
-    items = [
-        {**item, "approval_request_id": None} if item.get("approval_request_id") else item
-        for item in listing.get("data") or []
-        if item.get("type") not in HIDDEN_ITEMS
-    ]
-    ends = (items[0].get("id"), items[-1].get("id")) if items else (None, None)
-    return {**listing, "data": items, "first_id": ends[0], "last_id": ends[1]}
+def with_query(wire: Wire, call: Call, names: frozenset[str]) -> Wire:
+    """The wire with those of the call's query members that are known to be harmless."""
+    query: dict[str, str | list[str]] = dict(wire.query)
+    for name in {name for name, _ in call.query if name in names}:
+        values = [value for known, value in call.query if known == name]
+        query[name] = values if name in _INCLUDE else values[-1]
+    return Wire(wire.headers, query)

@@ -17,7 +17,8 @@ from gateway.audit.records import Actor
 from gateway.errors import GatepassError, NotAllowed, NotFound, Refused
 from gateway.exchange.messages import Bypass
 from gateway.proxy import surface
-from gateway.proxy.azure import Wire
+from gateway.proxy.azure import Declined, Wire
+from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.driver import Tools
 from gateway.proxy.http import Call, ClientGone
@@ -45,6 +46,7 @@ class Edge:
     tools: Tools
     creation: Creation
     retrieval: Retrieval
+    conversations: Conversations
 
 
 class Proxy:
@@ -65,6 +67,8 @@ class Proxy:
             await self._route(call, app)
         except ClientGone:
             return
+        except Declined as declined:
+            await call.fail_as(declined.answer)
         except GatepassError as error:
             await self._refused(call, app, error)
         except Exception as error:
@@ -123,6 +127,8 @@ class Proxy:
                 await edge.creation.create(call, app, wire, target.deployment)
             case "response" | "response.cancel" | "response.input_items":
                 await edge.retrieval.answer(call, app, target, wire)
+            case name if name.startswith("conversation"):
+                await edge.conversations.answer(call, app, target, wire)
             case _:
                 raise NotFound("This part of the API is not here yet.", code="route_unknown")
 
