@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gateway.demo.events import encode
 from gateway.demo.exchange import begin
+from gateway.demo.job import Job
 from gateway.demo.retrieval import replay
-from gateway.demo.run import Job, events_of
+from gateway.demo.run import events_of
 from gateway.demo.runner import cut_connection
 from gateway.demo.service import Service
 from gateway.demo.store import Stored, later
@@ -52,6 +53,7 @@ def parse_object(raw: bytes) -> JSON:
 
 
 def _remember(service: Service, job: Job, *, streamed: bool) -> None:
+    service.memory.pairs.learn(job.response["output"])
     if not job.response["store"]:
         return
     delay = service.settings.propagation_delay if streamed else 0.0
@@ -122,13 +124,13 @@ async def _background(service: Service, job: Job) -> Response:
     stored = Stored(job.response, job.given.context, streamed=streamed, background=True)
     service.memory.put(stored)
     queued = dict(job.response)
-    stored.cancel = service.tasks.create_task(_work(stored, job)).cancel
+    stored.cancel = service.tasks.create_task(_work(service, stored, job)).cancel
     if streamed:
         return StreamingResponse(replay(stored, -1), headers=SSE)
     return JSONResponse(queued)
 
 
-async def _work(stored: Stored, job: Job) -> None:
+async def _work(service: Service, stored: Stored, job: Job) -> None:
     """Run to the end whatever happens: a failure here must not take the service down."""
     try:
         async for event in events_of(job):
@@ -136,4 +138,5 @@ async def _work(stored: Stored, job: Job) -> None:
     except Exception:
         job.response.update(status="failed", error=server_error().error())
     finally:
+        service.memory.pairs.learn(job.response["output"])
         await stored.end()

@@ -33,10 +33,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Given:
-    """The input of one request, understood: `context` is everything the model sees."""
+    """The input of one request, understood: `context` is everything the model sees.
+
+    It ends with `new`, the items of this request's input.
+    """
 
     context: list[JSON]
     answers: list[Answer]
+    new: list[JSON]
 
     @property
     def is_resume(self) -> bool:
@@ -50,7 +54,6 @@ def understand(body: JSON, earlier: Sequence[JSON], find: Find, labels: Collecti
     _refuse_duplicates(context)
     answers = _answers(context, new)
     _refuse_unanswered(context)
-    _refuse_unpaired(context, new)
     for answer in answers:
         if answer.request["server_label"] not in labels:
             raise bad_request(
@@ -58,7 +61,7 @@ def understand(body: JSON, earlier: Sequence[JSON], find: Find, labels: Collecti
                 "'tools' of this request.",
                 param="tools",
             )
-    return Given(context, answers)
+    return Given(context, answers, new)
 
 
 def _input_items(body: JSON) -> list[JSON]:
@@ -77,9 +80,13 @@ def _input_items(body: JSON) -> list[JSON]:
             )
 
 
+def _kind(item: JSON) -> str:
+    return str(item.get("type") or ("message" if "role" in item else "item_reference"))
+
+
 def _normal(item: JSON, find: Find) -> JSON:
     """An item as it is stored: with an id, a type and content parts. References are resolved."""
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    kind = _kind(item)
     if kind == "item_reference":
         item_id = str(item.get("id"))
         return find(item_id) or _unknown_item(item_id)
@@ -180,14 +187,13 @@ def _refuse_unanswered(context: Sequence[JSON]) -> None:
         )
 
 
-def _refuse_unpaired(context: Sequence[JSON], new: Sequence[JSON]) -> None:
-    """Reasoning travels with what follows it; only what is re-sent can come apart."""
-    if new and new[-1]["type"] == "reasoning" and context[-1] is new[-1]:
-        raise bad_request(
-            f"Item '{new[-1]['id']}' of type 'reasoning' was provided without its required "
-            "following item.",
-            param="input",
-        )
+def resent(given: Given, body: JSON) -> list[JSON]:
+    """The new items that must come with their other halves.
+
+    An approval request named by reference is exempt: the service takes it out of its own store.
+    """
+    named = {i.get("id") for i in _input_items(body) if _kind(i) == "item_reference"}
+    return [i for i in given.new if i["type"] != "mcp_approval_request" or i["id"] not in named]
 
 
 def tool_lists(context: Sequence[JSON]) -> Mapping[str, list[JSON]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gateway.demo.context import Given, understand
+from gateway.demo.context import Given, resent, understand
+from gateway.demo.job import Job
 from gateway.demo.mcp_tools import servers
 from gateway.demo.model import Directive, Script, read, since_user
 from gateway.demo.objects import new_response
-from gateway.demo.run import Job
 from gateway.demo.service import UpstreamSettings
 from gateway.demo.store import Memory
 from gateway.demo.wire import (
@@ -29,6 +29,7 @@ def begin(body: JSON, memory: Memory, settings: UpstreamSettings) -> Job:
     previous = body.get("previous_response_id")
     earlier = memory.previous(previous, now) if previous else []
     given = understand(body, earlier, memory.find, known)
+    memory.pairs.check(given.context, resent(given, body), approvals=settings.strict_pairs)
     text, _ = since_user(given.context)
     script = read(text)
     faults = _faults(script, given, memory, previous)

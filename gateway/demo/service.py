@@ -16,7 +16,8 @@ class UpstreamSettings:
     `list_failures`: a server that cannot be listed fails the whole request (424) or, with "item",
     only its `mcp_list_tools` item. `propagation_delay`: for so long after a streamed response its
     id cannot be continued from. `replayable_approvals`: an approval that was answered once can be
-    answered again from the same response, and executes again. `keep` bounds what is remembered.
+    answered again from the same response, and executes again. `strict_pairs`: an approved call
+    that is sent again must come with its approval. `keep` bounds what is remembered.
     """
 
     api_key: str = field(repr=False)
@@ -25,6 +26,7 @@ class UpstreamSettings:
     delta_delay: float = 0.0
     propagation_delay: float = 0.0
     replayable_approvals: bool = False
+    strict_pairs: bool = True
     keep: int = 1000
     clock: Clock = utc_now
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from gateway.demo.model import Directive
+from gateway.demo.pairs import Pairs
 from gateway.demo.wire import JSON, previous_not_found, response_not_found
 
 
@@ -48,6 +49,7 @@ class Memory:
         self._keep = keep
         self.requests: deque[JSON] = deque(maxlen=keep)
         self.served = 0
+        self.pairs = Pairs(keep)
         self._responses: OrderedDict[str, Stored] = OrderedDict()
         self._answered: set[str] = set()
         self._faults: Counter[str] = Counter()
