@@ -28,7 +28,9 @@ _CUT_AFTER = ("response.mcp_call.completed", "response.output_text.delta")
 
 async def create(service: Service, request: Request) -> Response:
     """Answer one POST. ApiError when the request is refused before anything ran."""
-    job = begin(parse_object(await request.body()), service.memory, service.settings)
+    job = begin(
+        parse_object(await request.body()), request.headers, service.memory, service.settings
+    )
     if "drop-before-bytes" in job.faults:
         return await _lost(service, request, job)
     if job.body.get("background"):

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 
 from gateway.demo import events, items
 from gateway.demo.choice import resolve
+from gateway.demo.computer import computer_call, computer_tool
 from gateway.demo.context import Answer, tool_lists
+from gateway.demo.images import image_call, tool_of
 from gateway.demo.job import Run
 from gateway.demo.mcp_tools import McpFailure, call_tool, list_tools
 from gateway.demo.model import Call
@@ -72,11 +74,10 @@ async def _execute(
 
 
 async def make(run: Run, call: Call) -> AsyncIterator[JSON]:
-    """One call of the model: a function call, an approval request, or a call at once."""
+    """One call of the model: left to the client, put up for approval, or made at once."""
     resolved = resolve(run.situation, call)
     if resolved is None:
-        item = items.function_call(call)
-        for event in events.function_call(run.numbers, run.open(item), item):
+        for event in _builtin(run, call):
             yield event
         return
     server, tool = resolved
@@ -93,3 +94,19 @@ def _ask(run: Run, call: tuple[str, str], arguments: str) -> Iterator[JSON]:
     as_object = run.job.quirk("object-arguments")
     request = items.approval_request(*call, events.parse(arguments) if as_object else arguments)
     yield from events.item_at_once(run.numbers, run.open(request), request)
+
+
+def _builtin(run: Run, call: Call) -> Iterator[JSON]:
+    """The calls that no MCP server is needed for."""
+    body, numbers = run.job.body, run.numbers
+    if call.kind == "image":
+        tool = tool_of(body) or {}
+        item = image_call(run.job.script.text, tool)
+        yield from events.image(numbers, run.open(item), item, tool.get("partial_images") or 0)
+    elif call.kind == "computer":
+        unsafe = run.job.quirk("safety-check")
+        item = computer_call(computer_tool(body) or "computer", call.arguments, unsafe=unsafe)
+        yield from events.item_at_once(numbers, run.open(item), item)
+    else:
+        item = items.function_call(call)
+        yield from events.function_call(numbers, run.open(item), item)

@@ -18,6 +18,9 @@ _PREFIX = {
     "mcp_call": "mcp",
     "function_call": "fc",
     "function_call_output": "fco",
+    "computer_call": "cu",
+    "computer_call_output": "cuo",
+    "image_generation_call": "ig",
     "reasoning": "rs",
 }
 Find = Callable[[str], JSON | None]
@@ -176,13 +179,19 @@ def _refuse_unanswered(context: Sequence[JSON]) -> None:
             "The following MCP approval requests do not have an approval: " + ", ".join(open_ids),
             param="input",
         )
-    outputs = {i.get("call_id") for i in context if i["type"] == "function_call_output"}
-    calls = {i.get("call_id") for i in context if i["type"] == "function_call"}
+    for kind in ("function", "computer"):
+        _refuse_open_calls(kind, context)
+
+
+def _refuse_open_calls(kind: str, context: Sequence[JSON]) -> None:
+    """What the client runs itself: every call has its output, every output its call."""
+    outputs = {i.get("call_id") for i in context if i["type"] == f"{kind}_call_output"}
+    calls = {i.get("call_id") for i in context if i["type"] == f"{kind}_call"}
     if missing := [c for c in calls if c not in outputs]:
-        raise bad_request(f"No tool output found for function call {missing[0]}.", param="input")
+        raise bad_request(f"No tool output found for {kind} call {missing[0]}.", param="input")
     if orphans := [c for c in outputs if c not in calls]:
         raise bad_request(
-            f"No tool call found for function call output with call_id {orphans[0]}.",
+            f"No tool call found for {kind} call output with call_id {orphans[0]}.",
             param="input",
         )
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from gateway.demo.computer import check_acknowledged, check_computer_tool
 from gateway.demo.context import Given, resent, understand
+from gateway.demo.images import check_image_tool
 from gateway.demo.job import Job
 from gateway.demo.mcp_tools import servers
-from gateway.demo.model import Directive, Script, read, since_user
+from gateway.demo.model import Directive, Script, read
 from gateway.demo.objects import new_response
+from gateway.demo.parts import check_parts, saw
 from gateway.demo.service import UpstreamSettings
 from gateway.demo.store import Memory
+from gateway.demo.turns import since_user, user_text
 from gateway.demo.wire import (
     JSON,
     ApiError,
@@ -21,22 +28,33 @@ from gateway.demo.wire import (
 )
 
 
-def begin(body: JSON, memory: Memory, settings: UpstreamSettings) -> Job:
+def begin(
+    body: JSON, headers: Mapping[str, str], memory: Memory, settings: UpstreamSettings
+) -> Job:
     """Check a body and prepare its run. ApiError with the service's texts when it is refused."""
     _check_parameters(body)
     now = settings.clock()
     known = servers(body.get("tools") or [])
+    check_image_tool(body, headers, memory.files)
+    check_computer_tool(body)
     previous = body.get("previous_response_id")
     earlier = memory.previous(previous, now) if previous else []
     given = understand(body, earlier, memory.find, known)
     memory.pairs.check(given.context, resent(given, body), approvals=settings.strict_pairs)
-    text, _ = since_user(given.context)
-    script = read(text)
+    check_parts(given.new, memory.files)
+    check_acknowledged(given.context)
+    script = _script(given.context)
     faults = _faults(script, given, memory, previous)
     if not settings.replayable_approvals:
         _claim(given, memory)
     response = new_response(body, new_id("resp"), int(now.timestamp()))
     return Job(body, given, response, known, script, settings, faults)
+
+
+def _script(context: Sequence[JSON]) -> Script:
+    """What the last user message asks for, and what it shows."""
+    message, _ = since_user(context)
+    return replace(read(user_text(message)), saw=saw(message))
 
 
 def _check_parameters(body: JSON) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.demo import images
 from gateway.demo.wire import JSON, compact
 
 _SAFE = {"filtered": False, "severity": "safe"}
@@ -79,6 +80,8 @@ def echo_tool(tool: JSON) -> JSON:
                 "server_label": tool["server_label"],
                 "server_url": tool.get("server_url"),
             }
+        case "image_generation":
+            return images.echo(tool)
         case "function":
             return {
                 "type": "function",

@@ -12,12 +12,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from gateway.demo import calls, events, items
 from gateway.demo.choice import choose
 from gateway.demo.job import Job, Run
-from gateway.demo.model import Turn
 from gateway.demo.objects import finish, is_reasoning_model
+from gateway.demo.turns import Turn
 from gateway.demo.wire import JSON, ApiError, server_error
 
 _MAX_ROUNDS = 25
-_WAITING = ("mcp_approval_request", "function_call")
+_WAITING = ("mcp_approval_request", "function_call", "computer_call")
 
 
 async def events_of(job: Job) -> AsyncGenerator[JSON, None]:

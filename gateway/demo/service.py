@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+
+from starlette.requests import Request
+from starlette.responses import Response
 
 from gateway.demo.store import Memory
 from gateway.telemetry import Clock, utc_now
@@ -38,3 +42,6 @@ class Service:
     settings: UpstreamSettings
     memory: Memory
     tasks: asyncio.TaskGroup | None = None
+
+
+Endpoint = Callable[[Service, Request], Awaitable[Response]]

@@ -42,6 +42,14 @@ class Stored:
             self.changed.notify_all()
 
 
+@dataclass(frozen=True)
+class File:
+    """One uploaded file: the object that describes it, and its bytes."""
+
+    described: JSON
+    content: bytes
+
+
 class Memory:
     """All state of one upstream. `keep` bounds the requests and the responses kept."""
 
@@ -50,6 +58,7 @@ class Memory:
         self.requests: deque[JSON] = deque(maxlen=keep)
         self.served = 0
         self.pairs = Pairs(keep)
+        self.files: OrderedDict[str, File] = OrderedDict()
         self._responses: OrderedDict[str, Stored] = OrderedDict()
         self._answered: set[str] = set()
         self._faults: Counter[str] = Counter()
@@ -64,6 +73,11 @@ class Memory:
         if response_id not in self._responses:
             raise response_not_found(response_id)
         return self._responses[response_id]
+
+    def put_file(self, file: File) -> None:
+        self.files[file.described["id"]] = file
+        while len(self.files) > self._keep:
+            self.files.popitem(last=False)
 
     def all(self) -> list[Stored]:
         return list(self._responses.values())
