@@ -5,7 +5,6 @@ The events come from `run`; here they become a body, a stream or a log.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -20,9 +19,8 @@ from gateway.demo.run import events_of
 from gateway.demo.runner import cut_connection
 from gateway.demo.service import Service
 from gateway.demo.store import Stored, later
-from gateway.demo.wire import JSON, ApiError, bad_request, compact, server_error
+from gateway.demo.wire import JSON, SSE, ApiError, compact, parse_object, server_error
 
-SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 _CUT_AFTER = ("response.mcp_call.completed", "response.output_text.delta")
 
 
@@ -38,20 +36,6 @@ async def create(service: Service, request: Request) -> Response:
     if job.body.get("stream"):
         return StreamingResponse(_streamed(service, request, job), headers=SSE)
     return await _plain(service, request, job)
-
-
-def parse_object(raw: bytes) -> JSON:
-    """A JSON object; ApiError(400) with the service's text for anything else."""
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise bad_request(
-            "We could not parse the JSON body of your request. (HINT: This likely means you "
-            "aren't using your HTTP library correctly. The API expects a JSON payload.)"
-        )
-    return body
 
 
 def _remember(service: Service, job: Job, *, streamed: bool) -> None:

@@ -88,18 +88,29 @@ def _faults(script: Script, given: Given, memory: Memory, previous: object) -> d
     key = f"{script.text} {previous}"
     due = [f for f in script.faults if f.on_resume == given.is_resume and memory.due(f, key)]
     for fault in due:
-        match fault.name:
-            case "rate-limit":
-                raise rate_limited()
-            case "server-error":
-                raise server_error()
-            case "content-filter":
-                raise content_filtered()
-            case "previous-not-found":
-                raise previous_not_found(str(previous))
-            case _:
-                continue
+        _refuse(fault, previous)
     return {fault.name: fault for fault in due}
+
+
+def raise_refusals(script: Script, memory: Memory) -> None:
+    """The refusals that a script asks for, where there is nothing to resume."""
+    for fault in script.faults:
+        if not fault.on_resume and memory.due(fault, script.text):
+            _refuse(fault, None)
+
+
+def _refuse(fault: Directive, previous: object) -> None:
+    match fault.name:
+        case "rate-limit":
+            raise rate_limited()
+        case "server-error":
+            raise server_error()
+        case "content-filter":
+            raise content_filtered()
+        case "previous-not-found":
+            raise previous_not_found(str(previous))
+        case _:
+            return
 
 
 def _claim(given: Given, memory: Memory) -> None:

@@ -20,14 +20,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gateway.demo import files
-from gateway.demo.answering import SSE, create
+from gateway.demo import catalogue, chat, files
+from gateway.demo.answering import create
 from gateway.demo.paging import page
 from gateway.demo.retrieval import cancelled, replay
 from gateway.demo.runner import run_until_stopped
 from gateway.demo.service import Endpoint, Service, UpstreamSettings
 from gateway.demo.store import Memory, Stored
-from gateway.demo.wire import JSON, ApiError, bad_request, service_headers, unauthorized
+from gateway.demo.wire import JSON, SSE, ApiError, bad_request, service_headers, unauthorized
 
 __all__ = ["UpstreamSettings", "create_upstream", "main"]
 
@@ -54,7 +54,7 @@ def create_upstream(settings: UpstreamSettings) -> Starlette:
     for prefix in _PREFIXES:
         routes += [
             Route(prefix + path, guarded(endpoint), methods=[method])
-            for method, path, endpoint in (*_RESPONSES, *files.ENDPOINTS)
+            for method, path, endpoint in _ENDPOINTS
         ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _no_route})
     app.state.memory = service.memory
@@ -157,6 +157,7 @@ _RESPONSES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/responses/{response_id}/input_items", _input_items),
     ("POST", "/responses/{response_id}/cancel", _cancel),
 )
+_ENDPOINTS = (*_RESPONSES, *files.ENDPOINTS, *chat.ENDPOINTS, *catalogue.ENDPOINTS)
 
 
 def main(arguments: list[str] | None = None) -> None:
