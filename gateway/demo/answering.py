@@ -21,6 +21,7 @@ from gateway.demo.service import Service
 from gateway.demo.store import Stored, later
 from gateway.demo.wire import JSON, SSE, ApiError, compact, parse_object, server_error
 
+_ENDINGS = ("response.completed", "response.incomplete")
 _CUT_AFTER = ("response.mcp_call.completed", "response.output_text.delta")
 
 
@@ -40,6 +41,7 @@ async def create(service: Service, request: Request) -> Response:
 
 def _remember(service: Service, job: Job, *, streamed: bool) -> None:
     service.memory.pairs.learn(job.response["output"])
+    job.join_conversation()
     if not job.response["store"]:
         return
     delay = service.settings.propagation_delay if streamed else 0.0
@@ -90,7 +92,7 @@ async def _lost(service: Service, request: Request, job: Job) -> Response:
 async def _streamed(service: Service, request: Request, job: Job) -> AsyncIterator[bytes]:
     async with aclosing(events_of(job)) as events:
         async for event in events:
-            if event["type"] in ("response.completed", "response.incomplete"):
+            if event["type"] in _ENDINGS:
                 _remember(service, job, streamed=True)
             yield encode(event)
             if "drop-stream" in job.faults and _is_cut(event):
@@ -120,6 +122,8 @@ async def _work(service: Service, stored: Stored, job: Job) -> None:
     """Run to the end whatever happens: a failure here must not take the service down."""
     try:
         async for event in events_of(job):
+            if event["type"] in _ENDINGS:
+                job.join_conversation()
             await stored.note(event)
     except Exception:
         job.response.update(status="failed", error=server_error().error())

@@ -52,9 +52,9 @@ class Given:
 
 def understand(body: JSON, earlier: Sequence[JSON], find: Find, labels: Collection[str]) -> Given:
     """The whole context of a request, or the refusal (ApiError 400, 404) of the real service."""
-    new = [_normal(item, find) for item in _input_items(body)]
+    new = [stored_item(item, find) for item in _input_items(body)]
     context = [*earlier, *new]
-    _refuse_duplicates(context)
+    refuse_duplicates(context)
     answers = _answers(context, new)
     _refuse_unanswered(context)
     for answer in answers:
@@ -87,7 +87,7 @@ def _kind(item: JSON) -> str:
     return str(item.get("type") or ("message" if "role" in item else "item_reference"))
 
 
-def _normal(item: JSON, find: Find) -> JSON:
+def stored_item(item: JSON, find: Find) -> JSON:
     """An item as it is stored: with an id, a type and content parts. References are resolved."""
     kind = _kind(item)
     if kind == "item_reference":
@@ -120,7 +120,8 @@ def _unknown_item(item_id: str) -> JSON:
     )
 
 
-def _refuse_duplicates(context: Sequence[JSON]) -> None:
+def refuse_duplicates(context: Sequence[JSON]) -> None:
+    """ApiError(400) when an id occurs twice."""
     seen: set[str] = set()
     for item in context:
         if item["id"] in seen:

@@ -14,6 +14,7 @@ from gateway.demo.context import Given
 from gateway.demo.mcp_tools import McpServer
 from gateway.demo.model import Directive, Script
 from gateway.demo.service import UpstreamSettings
+from gateway.demo.store import Conversation
 from gateway.demo.wire import JSON
 
 
@@ -28,6 +29,12 @@ class Job:
     script: Script
     settings: UpstreamSettings
     faults: Mapping[str, Directive]
+    conversation: Conversation | None = None
+
+    def join_conversation(self) -> None:
+        """What was asked and answered becomes part of the conversation; called when completed."""
+        if self.conversation is not None:
+            self.conversation.items.extend([*self.given.new, *self.response["output"]])
 
     def quirk(self, name: str) -> bool:
         return self.script.has_quirk(name, resume=self.given.is_resume)

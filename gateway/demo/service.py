@@ -21,7 +21,9 @@ class UpstreamSettings:
     only its `mcp_list_tools` item. `propagation_delay`: for so long after a streamed response its
     id cannot be continued from. `replayable_approvals`: an approval that was answered once can be
     answered again from the same response, and executes again. `strict_pairs`: an approved call
-    that is sent again must come with its approval. `keep` bounds what is remembered.
+    that is sent again must come with its approval. `conversations`: whether the resource has them;
+    in one, an approval is answered with its request repeated ("echo") or alone ("plain"),
+    `conversation_resume`. `keep` bounds what is remembered.
     """
 
     api_key: str = field(repr=False)
@@ -31,6 +33,8 @@ class UpstreamSettings:
     propagation_delay: float = 0.0
     replayable_approvals: bool = False
     strict_pairs: bool = True
+    conversations: bool = True
+    conversation_resume: str = "echo"
     keep: int = 1000
     clock: Clock = utc_now
 

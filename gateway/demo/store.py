@@ -50,6 +50,14 @@ class File:
     content: bytes
 
 
+@dataclass
+class Conversation:
+    """One conversation: the object that describes it, and its items, oldest first."""
+
+    described: JSON
+    items: list[JSON]
+
+
 class Memory:
     """All state of one upstream. `keep` bounds the requests and the responses kept."""
 
@@ -59,6 +67,7 @@ class Memory:
         self.served = 0
         self.pairs = Pairs(keep)
         self.files: OrderedDict[str, File] = OrderedDict()
+        self.conversations: OrderedDict[str, Conversation] = OrderedDict()
         self._responses: OrderedDict[str, Stored] = OrderedDict()
         self._answered: set[str] = set()
         self._faults: Counter[str] = Counter()
@@ -79,6 +88,11 @@ class Memory:
         while len(self.files) > self._keep:
             self.files.popitem(last=False)
 
+    def put_conversation(self, conversation: Conversation) -> None:
+        self.conversations[conversation.described["id"]] = conversation
+        while len(self.conversations) > self._keep:
+            self.conversations.popitem(last=False)
+
     def all(self) -> list[Stored]:
         return list(self._responses.values())
 
@@ -96,12 +110,11 @@ class Memory:
 
     def find(self, item_id: str) -> JSON | None:
         """A stored item by its id, for `item_reference`."""
-        for stored in reversed(self._responses.values()):
-            items: list[JSON] = [*stored.response["output"], *stored.context]
-            for item in items:
-                if item["id"] == item_id:
-                    return item
-        return None
+        kept = (
+            *([*s.response["output"], *s.context] for s in reversed(self._responses.values())),
+            *(conversation.items for conversation in self.conversations.values()),
+        )
+        return next((item for items in kept for item in items if item["id"] == item_id), None)
 
     def claim(self, request_id: str) -> bool:
         """True the first time an approval request is answered, False ever after."""

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gateway.demo import catalogue, chat, files
+from gateway.demo import catalogue, chat, conversations, files
 from gateway.demo.answering import create
 from gateway.demo.paging import page
 from gateway.demo.retrieval import cancelled, replay
@@ -50,11 +50,13 @@ def create_upstream(settings: UpstreamSettings) -> Starlette:
     def guarded(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         return partial(_guarded, service, endpoint)
 
+    extra = conversations.ENDPOINTS if settings.conversations else ()
+    endpoints = (*_ENDPOINTS, *extra)
     routes = [Route("/_demo/requests", guarded(_requests), methods=["GET", "DELETE"])]
     for prefix in _PREFIXES:
         routes += [
             Route(prefix + path, guarded(endpoint), methods=[method])
-            for method, path, endpoint in _ENDPOINTS
+            for method, path, endpoint in endpoints
         ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _no_route})
     app.state.memory = service.memory
