@@ -5,7 +5,6 @@ The events come from `run`; here they become a body, a stream or a log.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -14,20 +13,23 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gateway.demo.events import encode
 from gateway.demo.exchange import begin
+from gateway.demo.job import Job
 from gateway.demo.retrieval import replay
-from gateway.demo.run import Job, events_of
+from gateway.demo.run import events_of
 from gateway.demo.runner import cut_connection
 from gateway.demo.service import Service
 from gateway.demo.store import Stored, later
-from gateway.demo.wire import JSON, ApiError, bad_request, compact, server_error
+from gateway.demo.wire import JSON, SSE, ApiError, compact, parse_object, server_error
 
-SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+_ENDINGS = ("response.completed", "response.incomplete")
 _CUT_AFTER = ("response.mcp_call.completed", "response.output_text.delta")
 
 
 async def create(service: Service, request: Request) -> Response:
     """Answer one POST. ApiError when the request is refused before anything ran."""
-    job = begin(parse_object(await request.body()), service.memory, service.settings)
+    job = begin(
+        parse_object(await request.body()), request.headers, service.memory, service.settings
+    )
     if "drop-before-bytes" in job.faults:
         return await _lost(service, request, job)
     if job.body.get("background"):
@@ -37,21 +39,9 @@ async def create(service: Service, request: Request) -> Response:
     return await _plain(service, request, job)
 
 
-def parse_object(raw: bytes) -> JSON:
-    """A JSON object; ApiError(400) with the service's text for anything else."""
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise bad_request(
-            "We could not parse the JSON body of your request. (HINT: This likely means you "
-            "aren't using your HTTP library correctly. The API expects a JSON payload.)"
-        )
-    return body
-
-
 def _remember(service: Service, job: Job, *, streamed: bool) -> None:
+    service.memory.pairs.learn(job.response["output"])
+    job.join_conversation()
     if not job.response["store"]:
         return
     delay = service.settings.propagation_delay if streamed else 0.0
@@ -102,7 +92,7 @@ async def _lost(service: Service, request: Request, job: Job) -> Response:
 async def _streamed(service: Service, request: Request, job: Job) -> AsyncIterator[bytes]:
     async with aclosing(events_of(job)) as events:
         async for event in events:
-            if event["type"] in ("response.completed", "response.incomplete"):
+            if event["type"] in _ENDINGS:
                 _remember(service, job, streamed=True)
             yield encode(event)
             if "drop-stream" in job.faults and _is_cut(event):
@@ -122,18 +112,21 @@ async def _background(service: Service, job: Job) -> Response:
     stored = Stored(job.response, job.given.context, streamed=streamed, background=True)
     service.memory.put(stored)
     queued = dict(job.response)
-    stored.cancel = service.tasks.create_task(_work(stored, job)).cancel
+    stored.cancel = service.tasks.create_task(_work(service, stored, job)).cancel
     if streamed:
         return StreamingResponse(replay(stored, -1), headers=SSE)
     return JSONResponse(queued)
 
 
-async def _work(stored: Stored, job: Job) -> None:
+async def _work(service: Service, stored: Stored, job: Job) -> None:
     """Run to the end whatever happens: a failure here must not take the service down."""
     try:
         async for event in events_of(job):
+            if event["type"] in _ENDINGS:
+                job.join_conversation()
             await stored.note(event)
     except Exception:
         job.response.update(status="failed", error=server_error().error())
     finally:
+        service.memory.pairs.learn(job.response["output"])
         await stored.end()

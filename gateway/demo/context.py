@@ -18,6 +18,9 @@ _PREFIX = {
     "mcp_call": "mcp",
     "function_call": "fc",
     "function_call_output": "fco",
+    "computer_call": "cu",
+    "computer_call_output": "cuo",
+    "image_generation_call": "ig",
     "reasoning": "rs",
 }
 Find = Callable[[str], JSON | None]
@@ -33,10 +36,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Given:
-    """The input of one request, understood: `context` is everything the model sees."""
+    """The input of one request, understood: `context` is everything the model sees.
+
+    It ends with `new`, the items of this request's input.
+    """
 
     context: list[JSON]
     answers: list[Answer]
+    new: list[JSON]
 
     @property
     def is_resume(self) -> bool:
@@ -45,12 +52,11 @@ class Given:
 
 def understand(body: JSON, earlier: Sequence[JSON], find: Find, labels: Collection[str]) -> Given:
     """The whole context of a request, or the refusal (ApiError 400, 404) of the real service."""
-    new = [_normal(item, find) for item in _input_items(body)]
+    new = [stored_item(item, find) for item in _input_items(body)]
     context = [*earlier, *new]
-    _refuse_duplicates(context)
+    refuse_duplicates(context)
     answers = _answers(context, new)
     _refuse_unanswered(context)
-    _refuse_unpaired(context, new)
     for answer in answers:
         if answer.request["server_label"] not in labels:
             raise bad_request(
@@ -58,7 +64,7 @@ def understand(body: JSON, earlier: Sequence[JSON], find: Find, labels: Collecti
                 "'tools' of this request.",
                 param="tools",
             )
-    return Given(context, answers)
+    return Given(context, answers, new)
 
 
 def _input_items(body: JSON) -> list[JSON]:
@@ -77,9 +83,13 @@ def _input_items(body: JSON) -> list[JSON]:
             )
 
 
-def _normal(item: JSON, find: Find) -> JSON:
+def _kind(item: JSON) -> str:
+    return str(item.get("type") or ("message" if "role" in item else "item_reference"))
+
+
+def stored_item(item: JSON, find: Find) -> JSON:
     """An item as it is stored: with an id, a type and content parts. References are resolved."""
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    kind = _kind(item)
     if kind == "item_reference":
         item_id = str(item.get("id"))
         return find(item_id) or _unknown_item(item_id)
@@ -110,7 +120,8 @@ def _unknown_item(item_id: str) -> JSON:
     )
 
 
-def _refuse_duplicates(context: Sequence[JSON]) -> None:
+def refuse_duplicates(context: Sequence[JSON]) -> None:
+    """ApiError(400) when an id occurs twice."""
     seen: set[str] = set()
     for item in context:
         if item["id"] in seen:
@@ -169,25 +180,30 @@ def _refuse_unanswered(context: Sequence[JSON]) -> None:
             "The following MCP approval requests do not have an approval: " + ", ".join(open_ids),
             param="input",
         )
-    outputs = {i.get("call_id") for i in context if i["type"] == "function_call_output"}
-    calls = {i.get("call_id") for i in context if i["type"] == "function_call"}
+    for kind in ("function", "computer"):
+        _refuse_open_calls(kind, context)
+
+
+def _refuse_open_calls(kind: str, context: Sequence[JSON]) -> None:
+    """What the client runs itself: every call has its output, every output its call."""
+    outputs = {i.get("call_id") for i in context if i["type"] == f"{kind}_call_output"}
+    calls = {i.get("call_id") for i in context if i["type"] == f"{kind}_call"}
     if missing := [c for c in calls if c not in outputs]:
-        raise bad_request(f"No tool output found for function call {missing[0]}.", param="input")
+        raise bad_request(f"No tool output found for {kind} call {missing[0]}.", param="input")
     if orphans := [c for c in outputs if c not in calls]:
         raise bad_request(
-            f"No tool call found for function call output with call_id {orphans[0]}.",
+            f"No tool call found for {kind} call output with call_id {orphans[0]}.",
             param="input",
         )
 
 
-def _refuse_unpaired(context: Sequence[JSON], new: Sequence[JSON]) -> None:
-    """Reasoning travels with what follows it; only what is re-sent can come apart."""
-    if new and new[-1]["type"] == "reasoning" and context[-1] is new[-1]:
-        raise bad_request(
-            f"Item '{new[-1]['id']}' of type 'reasoning' was provided without its required "
-            "following item.",
-            param="input",
-        )
+def resent(given: Given, body: JSON) -> list[JSON]:
+    """The new items that must come with their other halves.
+
+    An approval request named by reference is exempt: the service takes it out of its own store.
+    """
+    named = {i.get("id") for i in _input_items(body) if _kind(i) == "item_reference"}
+    return [i for i in given.new if i["type"] != "mcp_approval_request" or i["id"] not in named]
 
 
 def tool_lists(context: Sequence[JSON]) -> Mapping[str, list[JSON]]:

@@ -88,6 +88,26 @@ def function_call(numbers: Numbering, index: int, item: JSON) -> Iterator[JSON]:
     yield numbers.event("response.output_item.done", output_index=index, item=item)
 
 
+def image(numbers: Numbering, index: int, item: JSON, partial: int) -> Iterator[JSON]:
+    """A picture on its way; each partial image is the picture itself, which is small enough."""
+    where = {"item_id": item["id"], "output_index": index}
+    look = {name: item[name] for name in ("background", "output_format", "quality", "size")}
+    fresh = {"id": item["id"], "type": item["type"], "status": "in_progress", "result": None}
+    yield numbers.event("response.output_item.added", output_index=index, item=fresh)
+    yield numbers.event("response.image_generation_call.in_progress", **where)
+    yield numbers.event("response.image_generation_call.generating", **where)
+    for number in range(partial):
+        yield numbers.event(
+            "response.image_generation_call.partial_image",
+            **where,
+            **look,
+            partial_image_b64=item["result"],
+            partial_image_index=number,
+        )
+    yield numbers.event("response.image_generation_call.completed", **where)
+    yield numbers.event("response.output_item.done", output_index=index, item=item)
+
+
 def message(numbers: Numbering, index: int, item: JSON) -> Iterator[JSON]:
     """The text in one delta a word."""
     text = item["content"][0]["text"]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from gateway.demo.context import Given, understand
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from gateway.demo.computer import check_acknowledged, check_computer_tool
+from gateway.demo.context import Given, resent, understand
+from gateway.demo.conversations import conversation_of, without_echoes
+from gateway.demo.images import check_image_tool
+from gateway.demo.job import Job
 from gateway.demo.mcp_tools import servers
-from gateway.demo.model import Directive, Script, read, since_user
+from gateway.demo.model import Directive, Script, read
 from gateway.demo.objects import new_response
-from gateway.demo.run import Job
+from gateway.demo.parts import check_parts, saw
 from gateway.demo.service import UpstreamSettings
-from gateway.demo.store import Memory
+from gateway.demo.store import Conversation, Memory
+from gateway.demo.turns import since_user, user_text
 from gateway.demo.wire import (
     JSON,
-    ApiError,
     bad_request,
     content_filtered,
     new_id,
@@ -21,21 +28,46 @@ from gateway.demo.wire import (
 )
 
 
-def begin(body: JSON, memory: Memory, settings: UpstreamSettings) -> Job:
+def begin(
+    body: JSON, headers: Mapping[str, str], memory: Memory, settings: UpstreamSettings
+) -> Job:
     """Check a body and prepare its run. ApiError with the service's texts when it is refused."""
     _check_parameters(body)
-    now = settings.clock()
     known = servers(body.get("tools") or [])
-    previous = body.get("previous_response_id")
-    earlier = memory.previous(previous, now) if previous else []
-    given = understand(body, earlier, memory.find, known)
-    text, _ = since_user(given.context)
-    script = read(text)
-    faults = _faults(script, given, memory, previous)
+    check_image_tool(body, headers, memory.files)
+    check_computer_tool(body)
+    conversation = conversation_of(body, memory)
+    given = _given(body, conversation, memory, settings)
+    script = _script(given.context)
+    faults = _faults(script, given, memory, body.get("previous_response_id"))
     if not settings.replayable_approvals:
         _claim(given, memory)
-    response = new_response(body, new_id("resp"), int(now.timestamp()))
-    return Job(body, given, response, known, script, settings, faults)
+    response = new_response(body, new_id("resp"), int(settings.clock().timestamp()))
+    if conversation is not None:
+        response["conversation"] = {"id": conversation.described["id"]}
+    return Job(body, given, response, known, script, settings, faults, conversation)
+
+
+def _given(
+    body: JSON, conversation: Conversation | None, memory: Memory, settings: UpstreamSettings
+) -> Given:
+    """The whole context: what was before, from wherever it is kept, and what is new."""
+    earlier: list[JSON] = []
+    if conversation is not None:
+        earlier, body = conversation.items, without_echoes(body, conversation, settings)
+    elif previous := body.get("previous_response_id"):
+        earlier = memory.previous(previous, settings.clock())
+    given = understand(body, earlier, memory.find, servers(body.get("tools") or []))
+    memory.pairs.check(given.context, resent(given, body), approvals=settings.strict_pairs)
+    check_parts(given.new, memory.files)
+    check_acknowledged(given.context)
+    return given
+
+
+def _script(context: Sequence[JSON]) -> Script:
+    """What the last user message asks for, and what it shows."""
+    message, _ = since_user(context)
+    return replace(read(user_text(message)), saw=saw(message))
 
 
 def _check_parameters(body: JSON) -> None:
@@ -51,12 +83,9 @@ def _check_parameters(body: JSON) -> None:
             "are only providing one of: 'previous_response_id' or 'conversation'.",
             code="mutually_exclusive_parameters",
         )
-    if conversation := body.get("conversation"):
-        name = conversation.get("id") if isinstance(conversation, dict) else conversation
-        raise ApiError(404, f"Conversation with id '{name}' not found.")
     if body.get("background") and body.get("store") is False:
         raise bad_request("Background mode requires 'store' to be true.", param="background")
-    if not body.get("input") and not body.get("previous_response_id"):
+    if not any(body.get(name) for name in ("input", "previous_response_id", "conversation")):
         raise bad_request(
             "One of \"input\" or \"previous_response_id\" or 'prompt' or 'conversation' must be "
             "provided.",
@@ -69,18 +98,29 @@ def _faults(script: Script, given: Given, memory: Memory, previous: object) -> d
     key = f"{script.text} {previous}"
     due = [f for f in script.faults if f.on_resume == given.is_resume and memory.due(f, key)]
     for fault in due:
-        match fault.name:
-            case "rate-limit":
-                raise rate_limited()
-            case "server-error":
-                raise server_error()
-            case "content-filter":
-                raise content_filtered()
-            case "previous-not-found":
-                raise previous_not_found(str(previous))
-            case _:
-                continue
+        _refuse(fault, previous)
     return {fault.name: fault for fault in due}
+
+
+def raise_refusals(script: Script, memory: Memory) -> None:
+    """The refusals that a script asks for, where there is nothing to resume."""
+    for fault in script.faults:
+        if not fault.on_resume and memory.due(fault, script.text):
+            _refuse(fault, None)
+
+
+def _refuse(fault: Directive, previous: object) -> None:
+    match fault.name:
+        case "rate-limit":
+            raise rate_limited()
+        case "server-error":
+            raise server_error()
+        case "content-filter":
+            raise content_filtered()
+        case "previous-not-found":
+            raise previous_not_found(str(previous))
+        case _:
+            return
 
 
 def _claim(given: Given, memory: Memory) -> None:

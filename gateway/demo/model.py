@@ -1,20 +1,21 @@
 """The deterministic model: reads what to do from plain words in the user's text. Pure.
 
-The grammar is described in docs/demo.md. `read` turns a text into a `Script`; `next_turn` says,
-for a script and what has happened since, what the model does now: call tools, or answer.
+The grammar is described in docs/demo.md. `read` turns a text into a `Script`; what the model
+then does with it, turn by turn, is in `turns`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gateway.demo.wire import JSON, compact
+from gateway.demo.wire import compact
 
 _CLAUSE = re.compile(
     r"\b(?P<kind>call|function)\s+(?P<name>[A-Za-z_][\w./-]*)\s*(?=\{|[\s.;,]|$)"
+    r"|\b(?P<image>generate\s+(?:an?|the)\s+(?:[\w-]+\s+)?(?:image|picture)|draw)\b"
+    r"|\b(?P<computer>use the computer)\b\s*"
     r"|\bsay\s+(?P<quoted>\"[^\"]*\"|.+?)\s+first\b"
     r"|\b(?P<denied>if denied)\b"
     r"|\b(?P<then>then)\b",
@@ -41,16 +42,19 @@ _SPOKEN: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = (
     ),
     (re.compile(r"contact details of (.+?)[.?!]*$", re.IGNORECASE), "find_contact", ("name",)),
 )
-_CALLS = ("mcp_approval_request", "function_call")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call the model makes. `arguments` is JSON text, kept exactly as it was written."""
+    """One tool call the model makes. `arguments` is JSON text, kept exactly as it was written.
+
+    `kind` is "mcp", "function", "image" or "computer". Words that merely look like a call are not
+    `explicit`: they count only when such a tool is offered.
+    """
 
     tool: str
     arguments: str
-    client_side: bool = False
+    kind: str = "mcp"
     explicit: bool = True
 
 
@@ -74,24 +78,17 @@ class Directive:
 
 @dataclass(frozen=True)
 class Script:
-    """All that a user's text asks for."""
+    """All that a user's message asks for; `saw` remarks on the images and files in it."""
 
     text: str
     rounds: tuple[Round, ...] = ()
     if_denied: tuple[Round, ...] = ()
     faults: tuple[Directive, ...] = ()
     quirks: tuple[Directive, ...] = ()
+    saw: str = ""
 
     def has_quirk(self, name: str, *, resume: bool) -> bool:
         return any(q.name == name and (resume or not q.on_resume) for q in self.quirks)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """The next step: `calls` to make after saying `say`, or, without calls, the answer `say`."""
-
-    say: str | None
-    calls: tuple[Call, ...] = ()
 
 
 def read(text: str) -> Script:
@@ -99,8 +96,8 @@ def read(text: str) -> Script:
     directives = [(m["kind"].lower(), _directive(m)) for m in _DIRECTIVE.finditer(text)]
     words = _DIRECTIVE.sub(" ", text)
     rounds, if_denied = _rounds(words)
-    if not rounds:
-        rounds = _spoken(words)
+    if not any(c.kind in ("mcp", "function") for r in rounds for c in r.calls):
+        rounds = _with(_spoken(words), rounds)
     return Script(
         text=" ".join(words.split()),
         rounds=rounds,
@@ -108,6 +105,14 @@ def read(text: str) -> Script:
         faults=tuple(d for kind, d in directives if kind == "fail"),
         quirks=tuple(d for kind, d in directives if kind == "quirk"),
     )
+
+
+def _with(spoken: tuple[Call, ...], rounds: tuple[Round, ...]) -> tuple[Round, ...]:
+    """What was asked for in plain words belongs to the first round."""
+    if not spoken:
+        return rounds
+    first = rounds[0] if rounds else Round()
+    return (replace(first, calls=(*first.calls, *spoken)), *rounds[1:])
 
 
 _LASTING = ("content-filter", "output-filter", "incomplete", "slow", "list-item")
@@ -148,22 +153,30 @@ def _rounds(text: str) -> tuple[tuple[Round, ...], tuple[Round, ...]]:
 
 
 def _call(match: re.Match[str], text: str) -> tuple[Call, int]:
-    client_side = match["kind"].lower() == "function"
+    kind, name = _named(match)
     end = match.end()
-    if text[end : end + 1] != "{":
-        return Call(match["name"].rstrip("."), "{}", client_side, explicit=False), end
+    if kind == "image" or text[end : end + 1] != "{":
+        return Call(name.rstrip("."), "{}", kind, explicit=False), end
     try:
         _, stop = json.JSONDecoder().raw_decode(text, end)
     except ValueError:
-        return Call(match["name"], "{}", client_side, explicit=False), end
-    return Call(match["name"], text[end:stop], client_side), stop
+        return Call(name, "{}", kind, explicit=False), end
+    return Call(name, text[end:stop], kind, explicit=kind != "computer"), stop
 
 
-def _spoken(text: str) -> tuple[Round, ...]:
+def _named(match: re.Match[str]) -> tuple[str, str]:
+    if match["image"]:
+        return "image", "image_generation"
+    if match["computer"]:
+        return "computer", "computer"
+    return ("function" if match["kind"].lower() == "function" else "mcp"), match["name"]
+
+
+def _spoken(text: str) -> tuple[Call, ...]:
     for pattern, tool, names in _SPOKEN:
         if found := pattern.search(text.strip()):
             values = dict(zip(names, found.groups(), strict=True))
-            return (Round(calls=(Call(tool, compact(_typed(values)), explicit=False),)),)
+            return (Call(tool, compact(_typed(values)), explicit=False),)
     return ()
 
 
@@ -175,80 +188,3 @@ def _typed(values: dict[str, str]) -> dict[str, object]:
     if "currency" in values:
         typed["currency"] = values["currency"].upper()
     return typed
-
-
-# ---------------------------------------------------------------------------------------------
-# The conversation so far
-
-
-def user_text(item: JSON) -> str:
-    """The text of one message item, its parts joined by newlines; "" when it has none."""
-    content = item.get("content")
-    if isinstance(content, str):
-        return content
-    return "\n".join(str(part.get("text", "")) for part in content or [] if "text" in part)
-
-
-def since_user(context: Sequence[JSON]) -> tuple[str, list[JSON]]:
-    """The last user message's text, and the items after it."""
-    for index in range(len(context) - 1, -1, -1):
-        item = context[index]
-        if item.get("type") == "message" and item.get("role") == "user":
-            return user_text(item), list(context[index + 1 :])
-    return "", list(context)
-
-
-def next_turn(script: Script, after: Sequence[JSON], *, parallel: bool = True) -> Turn:
-    """What the model does now, given the items `after` the user's message."""
-    denials = [i for i, item in enumerate(after) if _is_denial(item)]
-    rounds, counted = script.rounds, after
-    if denials:
-        rounds, counted = script.if_denied, after[denials[0] + 1 :]
-    if not parallel:
-        rounds = tuple(Round(r.say, (call,)) for r in rounds for call in r.calls)
-    made = sum(1 for item in counted if _is_call(item))
-    for turn in rounds:
-        if made <= 0:
-            return Turn(turn.say, turn.calls)
-        made -= len(turn.calls)
-    return Turn(answer(script, after))
-
-
-def _is_denial(item: JSON) -> bool:
-    return item.get("type") == "mcp_approval_response" and item.get("approve") is False
-
-
-def _is_call(item: JSON) -> bool:
-    # An approved call was counted at its request already.
-    if item.get("type") == "mcp_call":
-        return not item.get("approval_request_id")
-    return item.get("type") in _CALLS
-
-
-def answer(script: Script, after: Sequence[JSON]) -> str:
-    """The closing text: what the tools returned, what was denied and why, or an echo."""
-    asked = {item["id"]: item for item in after if item.get("type") == "mcp_approval_request"}
-    sentences = [sentence for item in after if (sentence := _sentence(item, asked))]
-    return " ".join(sentences) or f"You said: {script.text}"
-
-
-def _sentence(item: JSON, asked: dict[str, JSON]) -> str:
-    match item.get("type"):
-        case "mcp_call":
-            name = f"{item.get('server_label')}.{item.get('name')}"
-            if item.get("error"):
-                return f"{name} failed: {compact(item['error'])}."
-            return f"{name} returned: {item.get('output')}."
-        case "function_call_output":
-            output = item.get("output")
-            return (
-                f"The function returned: {output if isinstance(output, str) else compact(output)}."
-            )
-        case "mcp_approval_response" if item.get("approve") is False:
-            request = asked.get(str(item.get("approval_request_id")), {})
-            name = f"{request.get('server_label', '?')}.{request.get('name', '?')}"
-            reason = item.get("reason")
-            why = f" The reason given: {reason}" if reason else ""
-            return f"I did not run {name}: the call was denied.{why}"
-        case _:
-            return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.demo import images
 from gateway.demo.wire import JSON, compact
 
 _SAFE = {"filtered": False, "severity": "safe"}
@@ -79,6 +80,8 @@ def echo_tool(tool: JSON) -> JSON:
                 "server_label": tool["server_label"],
                 "server_url": tool.get("server_url"),
             }
+        case "image_generation":
+            return images.echo(tool)
         case "function":
             return {
                 "type": "function",
@@ -123,11 +126,11 @@ def _filter(source: str) -> JSON:
         "blocked": False,
         "source_type": source,
         "content_filter_raw": [],
-        "content_filter_results": {
-            "hate": dict(_SAFE),
-            "sexual": dict(_SAFE),
-            "violence": dict(_SAFE),
-            "self_harm": dict(_SAFE),
-        },
+        "content_filter_results": content_filter_results(),
         "content_filter_offsets": {"start_offset": 0, "end_offset": 0, "check_offset": 0},
     }
+
+
+def content_filter_results() -> JSON:
+    """The verdict of the content filter on something harmless."""
+    return {name: dict(_SAFE) for name in ("hate", "sexual", "violence", "self_harm")}

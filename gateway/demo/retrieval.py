@@ -1,8 +1,8 @@
-"""What can be done with a stored response: replay its events, cancel it, page through its input."""
+"""What can be done with a stored response: replay its events, cancel it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 
 from gateway.demo.events import encode
 from gateway.demo.store import Stored
@@ -36,27 +36,3 @@ async def cancelled(stored: Stored) -> JSON:
         stored.cancel()
         await stored.end()
     return stored.response
-
-
-def input_items(context: Sequence[JSON], query: Mapping[str, str]) -> JSON:
-    """One page of the input, newest first unless `order=asc`; inherited items are included."""
-    try:
-        limit = int(query.get("limit", "20"))
-    except ValueError:
-        limit = 0
-    if not 1 <= limit <= 100:
-        raise bad_request("Invalid 'limit': expected an integer between 1 and 100.", param="limit")
-    items = list(context) if query.get("order") == "asc" else list(reversed(context))
-    if after := query.get("after"):
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise bad_request(f"Item with id '{after}' not found.", param="after")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(items) > limit,
-    }

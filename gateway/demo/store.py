@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from gateway.demo.model import Directive
+from gateway.demo.pairs import Pairs
 from gateway.demo.wire import JSON, previous_not_found, response_not_found
 
 
@@ -41,6 +42,22 @@ class Stored:
             self.changed.notify_all()
 
 
+@dataclass(frozen=True)
+class File:
+    """One uploaded file: the object that describes it, and its bytes."""
+
+    described: JSON
+    content: bytes
+
+
+@dataclass
+class Conversation:
+    """One conversation: the object that describes it, and its items, oldest first."""
+
+    described: JSON
+    items: list[JSON]
+
+
 class Memory:
     """All state of one upstream. `keep` bounds the requests and the responses kept."""
 
@@ -48,6 +65,9 @@ class Memory:
         self._keep = keep
         self.requests: deque[JSON] = deque(maxlen=keep)
         self.served = 0
+        self.pairs = Pairs(keep)
+        self.files: OrderedDict[str, File] = OrderedDict()
+        self.conversations: OrderedDict[str, Conversation] = OrderedDict()
         self._responses: OrderedDict[str, Stored] = OrderedDict()
         self._answered: set[str] = set()
         self._faults: Counter[str] = Counter()
@@ -62,6 +82,16 @@ class Memory:
         if response_id not in self._responses:
             raise response_not_found(response_id)
         return self._responses[response_id]
+
+    def put_file(self, file: File) -> None:
+        self.files[file.described["id"]] = file
+        while len(self.files) > self._keep:
+            self.files.popitem(last=False)
+
+    def put_conversation(self, conversation: Conversation) -> None:
+        self.conversations[conversation.described["id"]] = conversation
+        while len(self.conversations) > self._keep:
+            self.conversations.popitem(last=False)
 
     def all(self) -> list[Stored]:
         return list(self._responses.values())
@@ -80,12 +110,11 @@ class Memory:
 
     def find(self, item_id: str) -> JSON | None:
         """A stored item by its id, for `item_reference`."""
-        for stored in reversed(self._responses.values()):
-            items: list[JSON] = [*stored.response["output"], *stored.context]
-            for item in items:
-                if item["id"] == item_id:
-                    return item
-        return None
+        kept = (
+            *([*s.response["output"], *s.context] for s in reversed(self._responses.values())),
+            *(conversation.items for conversation in self.conversations.values()),
+        )
+        return next((item for items in kept for item in items if item["id"] == item_id), None)
 
     def claim(self, request_id: str) -> bool:
         """True the first time an approval request is answered, False ever after."""

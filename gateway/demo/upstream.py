@@ -20,19 +20,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gateway.demo.answering import SSE, create
-from gateway.demo.retrieval import cancelled, input_items, replay
+from gateway.demo import catalogue, chat, conversations, files
+from gateway.demo.answering import create
+from gateway.demo.paging import page
+from gateway.demo.retrieval import cancelled, replay
 from gateway.demo.runner import run_until_stopped
-from gateway.demo.service import Service, UpstreamSettings
+from gateway.demo.service import Endpoint, Service, UpstreamSettings
 from gateway.demo.store import Memory, Stored
-from gateway.demo.wire import JSON, ApiError, bad_request, service_headers, unauthorized
+from gateway.demo.wire import JSON, SSE, ApiError, bad_request, service_headers, unauthorized
 
 __all__ = ["UpstreamSettings", "create_upstream", "main"]
 
 _PREFIXES = ("/openai/v1", "/v1")
-
-
-Endpoint = Callable[[Service, Request], Awaitable[Response]]
 
 
 def create_upstream(settings: UpstreamSettings) -> Starlette:
@@ -51,15 +50,13 @@ def create_upstream(settings: UpstreamSettings) -> Starlette:
     def guarded(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         return partial(_guarded, service, endpoint)
 
+    extra = conversations.ENDPOINTS if settings.conversations else ()
+    endpoints = (*_ENDPOINTS, *extra)
     routes = [Route("/_demo/requests", guarded(_requests), methods=["GET", "DELETE"])]
     for prefix in _PREFIXES:
-        one = f"{prefix}/responses/{{response_id}}"
         routes += [
-            Route(f"{prefix}/responses", guarded(create), methods=["POST"]),
-            Route(f"{one}/input_items", guarded(_input_items), methods=["GET"]),
-            Route(f"{one}/cancel", guarded(_cancel), methods=["POST"]),
-            Route(one, guarded(_retrieve), methods=["GET"]),
-            Route(one, guarded(_delete), methods=["DELETE"]),
+            Route(prefix + path, guarded(endpoint), methods=[method])
+            for method, path, endpoint in endpoints
         ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: _no_route})
     app.state.memory = service.memory
@@ -152,7 +149,17 @@ async def _cancel(service: Service, request: Request) -> Response:
 
 
 async def _input_items(service: Service, request: Request) -> Response:
-    return JSONResponse(input_items(_stored(service, request).context, request.query_params))
+    return JSONResponse(page(_stored(service, request).context, request.query_params))
+
+
+_RESPONSES: tuple[tuple[str, str, Endpoint], ...] = (
+    ("POST", "/responses", create),
+    ("GET", "/responses/{response_id}", _retrieve),
+    ("DELETE", "/responses/{response_id}", _delete),
+    ("GET", "/responses/{response_id}/input_items", _input_items),
+    ("POST", "/responses/{response_id}/cancel", _cancel),
+)
+_ENDPOINTS = (*_RESPONSES, *files.ENDPOINTS, *chat.ENDPOINTS, *catalogue.ENDPOINTS)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from gateway.errors import GatepassError
 
 JSON = dict[str, Any]
+SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
 def new_id(prefix: str) -> str:
@@ -65,6 +66,20 @@ class ApiError(GatepassError):
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
+
+
+def parse_object(raw: bytes) -> JSON:
+    """A JSON object; ApiError(400) with the service's text for anything else."""
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise bad_request(
+            "We could not parse the JSON body of your request. (HINT: This likely means you "
+            "aren't using your HTTP library correctly. The API expects a JSON payload.)"
+        )
+    return body
 
 
 def unauthorized() -> ApiError:

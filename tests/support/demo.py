@@ -61,6 +61,10 @@ class World:
         async with httpx2.AsyncClient(headers={"api-key": KEY}, verify=False) as http:
             return await http.get(self.url + path, **kwargs)
 
+    async def post(self, path: str, **kwargs: object) -> httpx2.Response:
+        async with httpx2.AsyncClient(headers={"api-key": KEY}, verify=False) as http:
+            return await http.post(self.url + path, **kwargs)
+
 
 async def open_world(stack: AsyncExitStack, **settings: object) -> World:
     bank = await stack.enter_async_context(serve(create_mcp_server(McpSettings(TOKEN))))

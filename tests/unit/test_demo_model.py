@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.demo.model import Call, Round, next_turn, read
+from gateway.demo.model import Call, Round, read
+from gateway.demo.turns import next_turn
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_arguments_keep_their_bytes() -> None:
 def test_say_function_and_denial() -> None:
     script = read('say "one moment" first function f {"q":1} and call t {} if denied call u {}')
     assert script.rounds == (
-        Round("one moment", (Call("f", '{"q":1}', client_side=True), Call("t", "{}"))),
+        Round("one moment", (Call("f", '{"q":1}', "function"), Call("t", "{}"))),
     )
     assert script.if_denied == (Round(None, (Call("u", "{}"),)),)
 
