@@ -122,13 +122,10 @@ class Findings:
     @property
     def refers(self) -> bool:
         """Whether anything in the request is somebody's: it must be the app's own."""
-        return bool(
-            self.previous_response_id
-            or self.item_ids
-            or self.references
-            or self.file_ids
-            or self.conversation
-            or self.sent_items
+        return (
+            self.previous_response_id is not None
+            or self.conversation is not None
+            or bool(self.item_ids or self.references or self.file_ids or self.sent_items)
         )
 
 
@@ -182,13 +179,13 @@ def _conversation(request: Json) -> str | None:
             code="invalid_type",
             param="conversation",
         )
-    if value and request.get("previous_response_id"):
+    if value is not None and request.get("previous_response_id") is not None:
         raise Refused(
             "'conversation' and 'previous_response_id' exclude each other.",
             code="mutually_exclusive_parameters",
             param="conversation",
         )
-    return value or None
+    return value
 
 
 def _files_in(items: list[tuple[int, Json]]) -> Iterator[str]:

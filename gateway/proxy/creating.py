@@ -34,6 +34,7 @@ from gateway.proxy.live import Hub, Live
 from gateway.proxy.passing import Passing
 from gateway.registry.directory import AppView
 
+_WISH = "mcp_approval_response"  # of an app: it answers nothing
 #: For so long after it was made, a response that Azure does not know is waited for.
 _YOUNG = timedelta(minutes=2)
 
@@ -122,7 +123,8 @@ class Creation:
         context = self.tools.context
         hidden = await items.around(context.db, context.envelope, app.id, findings.item_ids)
         around = {name: what for name, (_, what) in hidden.items()}
-        open_ids = unanswered(rehydrate(as_items(asked.get("input")), around))
+        own = [item for item in as_items(asked.get("input")) if item.get("type") != _WISH]
+        open_ids = unanswered(rehydrate(own, around))
         if not open_ids:
             return _Chain(None, (), around)
         found: list[reading.LeftOpen] = []
