@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from gateway.demo.framing import Framing
 from gateway.demo.model import Directive
 from gateway.demo.pairs import Pairs
 from gateway.demo.wire import JSON, previous_not_found, response_not_found
@@ -29,6 +30,7 @@ class Stored:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     ended: bool = False
     cancel: Callable[[], object] = lambda: None
+    framing: Framing = field(default_factory=Framing)
 
     async def note(self, event: JSON) -> None:
         """Append to the event log and wake everyone who follows it."""
