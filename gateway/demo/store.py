@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 
 from gateway.demo.framing import Framing
 from gateway.demo.model import Directive
@@ -112,11 +113,12 @@ class Memory:
 
     def find(self, item_id: str) -> JSON | None:
         """A stored item by its id, for `item_reference`."""
-        kept = (
-            *([*s.response["output"], *s.context] for s in reversed(self._responses.values())),
-            *(conversation.items for conversation in self.conversations.values()),
+        responses = reversed(self._responses.values())
+        kept = chain(
+            (item for s in responses for item in chain(s.response["output"], s.context)),
+            (item for conversation in self.conversations.values() for item in conversation.items),
         )
-        return next((item for items in kept for item in items if item["id"] == item_id), None)
+        return next((item for item in kept if item["id"] == item_id), None)
 
     def claim(self, request_id: str) -> bool:
         """True the first time an approval request is answered, False ever after."""

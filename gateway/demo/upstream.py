@@ -184,6 +184,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--delta-delay", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--propagation-delay", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--list-failures", choices=("request", "item"), default="request")
+    yes_or_no = argparse.BooleanOptionalAction
+    parser.add_argument("--strict-pairs", action=yes_or_no, default=True)
+    parser.add_argument("--conversations", action=yes_or_no, default=True)
+    parser.add_argument("--conversation-resume", choices=("echo", "plain"), default="echo")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     host, port = options.pop("host"), options.pop("port")
     app = create_upstream(UpstreamSettings(**options))
