@@ -11,7 +11,6 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from gateway.demo.events import encode
 from gateway.demo.exchange import begin
 from gateway.demo.job import Job
 from gateway.demo.retrieval import replay
@@ -19,7 +18,7 @@ from gateway.demo.run import events_of
 from gateway.demo.runner import cut_connection
 from gateway.demo.service import Service
 from gateway.demo.store import Stored, later
-from gateway.demo.wire import JSON, SSE, ApiError, compact, parse_object, server_error
+from gateway.demo.wire import JSON, SSE, ApiError, ServiceJSON, compact, parse_object, server_error
 
 _ENDINGS = ("response.completed", "response.incomplete")
 _CUT_AFTER = ("response.mcp_call.completed", "response.output_text.delta")
@@ -67,7 +66,7 @@ async def _plain(service: Service, request: Request, job: Job) -> Response:
         return JSONResponse({"error": error}, status)
     if "drop-stream" in job.faults:
         return _truncated(request, job.response)
-    return JSONResponse(job.response)
+    return ServiceJSON(job.response)
 
 
 def _truncated(request: Request, response: JSON) -> Response:
@@ -90,14 +89,20 @@ async def _lost(service: Service, request: Request, job: Job) -> Response:
 
 
 async def _streamed(service: Service, request: Request, job: Job) -> AsyncIterator[bytes]:
+    framing = job.framing
     async with aclosing(events_of(job)) as events:
         async for event in events:
             if event["type"] in _ENDINGS:
                 _remember(service, job, streamed=True)
-            yield encode(event)
+                if "no-ending" in job.faults:
+                    return
+            for piece in framing.writes(event):
+                yield piece
             if "drop-stream" in job.faults and _is_cut(event):
                 await cut_connection(request.scope)
                 return
+    for piece in framing.end():
+        yield piece
 
 
 def _is_cut(event: JSON) -> bool:
@@ -110,12 +115,13 @@ async def _background(service: Service, job: Job) -> Response:
         raise ApiError(503, "Background responses need the app's lifespan to be running.")
     streamed = bool(job.body.get("stream"))
     stored = Stored(job.response, job.given.context, streamed=streamed, background=True)
+    stored.framing = job.framing
     service.memory.put(stored)
     queued = dict(job.response)
     stored.cancel = service.tasks.create_task(_work(service, stored, job)).cancel
     if streamed:
-        return StreamingResponse(replay(stored, -1), headers=SSE)
-    return JSONResponse(queued)
+        return StreamingResponse(replay(stored, -1, stored.framing), headers=SSE)
+    return ServiceJSON(queued)
 
 
 async def _work(service: Service, stored: Stored, job: Job) -> None:

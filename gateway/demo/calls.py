@@ -14,7 +14,7 @@ from gateway.demo.computer import computer_call, computer_tool
 from gateway.demo.context import Answer, tool_lists
 from gateway.demo.images import image_call, tool_of
 from gateway.demo.job import Run
-from gateway.demo.mcp_tools import McpFailure, call_tool, list_tools
+from gateway.demo.mcp_tools import McpFailure, McpServer, call_tool, list_tools
 from gateway.demo.model import Call
 from gateway.demo.wire import JSON, compact
 
@@ -27,15 +27,21 @@ async def list_servers(run: Run) -> AsyncIterator[JSON]:
             continue
         item = items.mcp_list(label)
         try:
-            item["tools"] = await list_tools(server)
+            item["tools"] = await _listed(run, server)
             run.lists[label] = item["tools"]
         except McpFailure as problem:
             error = problem.as_list_error(label)
-            if run.job.settings.list_failures == "request":
+            if run.job.fails_whole_request:
                 raise error from problem
             item |= {"tools": [], "error": error.message}
         for event in events.tool_list(run.numbers, run.open(item), item):
             yield event
+
+
+async def _listed(run: Run, server: McpServer) -> list[JSON]:
+    if {"list-error", "list-item"} & set(run.job.faults):
+        raise McpFailure({"type": "http_error", "code": 503, "message": "HTTP status 503"})
+    return await list_tools(server)
 
 
 async def resume(run: Run) -> AsyncIterator[JSON]:
@@ -65,12 +71,22 @@ async def _execute(
     for event in events.call_started(run.numbers, index, item):
         yield event
     try:
-        item["output"] = await call_tool(run.job.servers[label], name, arguments)
+        item["output"] = await _called(run, run.job.servers[label], name, arguments)
     except McpFailure as problem:
         item |= {"status": "failed", "error": problem.error}
     run.open(item)
     for event in events.call_ended(run.numbers, index, item):
         yield event
+
+
+async def _called(run: Run, server: McpServer, name: str, arguments: str) -> str:
+    """Call for real; two faults report a failure, one instead of the call, one after it."""
+    if "call-error" in run.job.faults:
+        raise McpFailure({"type": "http_error", "code": 503, "message": "HTTP status 503"})
+    output = await call_tool(server, name, arguments)
+    if "call-lost" in run.job.faults:
+        raise McpFailure({"type": "http_error", "code": 504, "message": "HTTP status 504"})
+    return output
 
 
 async def make(run: Run, call: Call) -> AsyncIterator[JSON]:

@@ -13,15 +13,14 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.demo.wire import JSON, compact
+from gateway.demo.wire import JSON
 
 
 class Numbering:
-    """Numbers the events of one response from 0, and pads its deltas if asked to."""
+    """Numbers the events of one response from 0, and pads its deltas."""
 
-    def __init__(self, *, obfuscate: bool) -> None:
+    def __init__(self) -> None:
         self._next = 0
-        self._obfuscate = obfuscate
 
     def event(self, kind: str, **members: Any) -> JSON:
         event = {"type": kind, "sequence_number": self._next, **members}
@@ -29,15 +28,8 @@ class Numbering:
         return event
 
     def delta(self, kind: str, delta: str, **members: Any) -> JSON:
-        event = self.event(kind, **members, delta=delta)
-        if self._obfuscate:
-            event["obfuscation"] = secrets.token_urlsafe(16)[: 16 - len(delta) % 16]
-        return event
-
-
-def encode(event: JSON) -> bytes:
-    """One server-sent event, ready for one write."""
-    return f"event: {event['type']}\ndata: {compact(event)}\n\n".encode()
+        padding = secrets.token_urlsafe(16)[: 16 - len(delta) % 16]
+        return self.event(kind, **members, delta=delta, obfuscation=padding)
 
 
 def item_at_once(numbers: Numbering, index: int, item: JSON) -> Iterator[JSON]:

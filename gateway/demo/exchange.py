@@ -12,13 +12,14 @@ from gateway.demo.images import check_image_tool
 from gateway.demo.job import Job
 from gateway.demo.mcp_tools import servers
 from gateway.demo.model import Directive, Script, read
-from gateway.demo.objects import new_response
+from gateway.demo.objects import check_include, new_response
 from gateway.demo.parts import check_parts, saw
 from gateway.demo.service import UpstreamSettings
 from gateway.demo.store import Conversation, Memory
 from gateway.demo.turns import since_user, user_text
 from gateway.demo.wire import (
     JSON,
+    UNKNOWN_NUMBERS,
     bad_request,
     content_filtered,
     new_id,
@@ -42,10 +43,20 @@ def begin(
     faults = _faults(script, given, memory, body.get("previous_response_id"))
     if not settings.replayable_approvals:
         _claim(given, memory)
-    response = new_response(body, new_id("resp"), int(settings.clock().timestamp()))
+    response = _response(body, script, given, settings)
     if conversation is not None:
         response["conversation"] = {"id": conversation.described["id"]}
     return Job(body, given, response, known, script, settings, faults, conversation)
+
+
+def _response(body: JSON, script: Script, given: Given, settings: UpstreamSettings) -> JSON:
+    """The object to be filled in, with the oddities that the script wants in it."""
+    response = new_response(body, new_id("resp"), int(settings.clock().timestamp()))
+    if script.has_quirk("echo-headers", resume=given.is_resume):
+        response["tools"] = [dict(tool) for tool in body.get("tools") or []]
+    if script.has_quirk("big-numbers", resume=given.is_resume):
+        response = {"x_unknown": UNKNOWN_NUMBERS, **dict(reversed(response.items()))}
+    return response
 
 
 def _given(
@@ -83,6 +94,7 @@ def _check_parameters(body: JSON) -> None:
             "are only providing one of: 'previous_response_id' or 'conversation'.",
             code="mutually_exclusive_parameters",
         )
+    check_include(body.get("include") or [])
     if body.get("background") and body.get("store") is False:
         raise bad_request("Background mode requires 'store' to be true.", param="background")
     if not any(body.get(name) for name in ("input", "previous_response_id", "conversation")):

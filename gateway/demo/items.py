@@ -65,6 +65,16 @@ def mcp_call(label: str, name: str, arguments: str, approval: str | None) -> JSO
     }
 
 
+def from_the_future() -> JSON:
+    """An item of a type that no client knows."""
+    return {
+        "id": new_id("ftf"),
+        "type": "item_from_the_future",
+        "status": "completed",
+        "payload": {"note": "unknown to every client", "levels": [1, [2, {}]]},
+    }
+
+
 def mcp_list(label: str) -> JSON:
     """An inventory without its tools; `error` is absent unless the listing failed."""
     return {"id": new_id("mcpl"), "type": "mcp_list_tools", "server_label": label}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from gateway.demo import events
 from gateway.demo.choice import Situation
 from gateway.demo.context import Given
+from gateway.demo.framing import Framing
 from gateway.demo.mcp_tools import McpServer
 from gateway.demo.model import Directive, Script
 from gateway.demo.service import UpstreamSettings
@@ -35,6 +36,26 @@ class Job:
         """What was asked and answered becomes part of the conversation; called when completed."""
         if self.conversation is not None:
             self.conversation.items.extend([*self.given.new, *self.response["output"]])
+
+    @property
+    def fails_whole_request(self) -> bool:
+        """Whether a server that cannot be listed ends the response."""
+        if {"list-error", "list-item"} & set(self.faults):
+            return "list-error" in self.faults
+        return self.settings.list_failures == "request"
+
+    @property
+    def framing(self) -> Framing:
+        """How a stream of this response is written."""
+        options = self.body.get("stream_options") or {}
+        return Framing(
+            crlf=self.quirk("sse-crlf"),
+            tiny=self.quirk("tiny-chunks"),
+            named=not self.quirk("no-event-lines"),
+            done_marker=self.quirk("done-marker"),
+            flat_errors=self.quirk("flat-error"),
+            obfuscated=options.get("include_obfuscation") is not False,
+        )
 
     def quirk(self, name: str) -> bool:
         return self.script.has_quirk(name, resume=self.given.is_resume)

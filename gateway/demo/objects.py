@@ -5,13 +5,35 @@ Pure. It never decides what is in `output`; that is the run's work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gateway.demo import images
-from gateway.demo.wire import JSON, compact
+from gateway.demo.wire import JSON, bad_request, compact
 
+_INCLUDABLE = (
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+)
 _SAFE = {"filtered": False, "severity": "safe"}
+
+
+def check_include(wanted: Iterable[object]) -> None:
+    """ApiError(400) for something that cannot be included."""
+    for name in wanted:
+        if name not in _INCLUDABLE:
+            listed = ", ".join(f"'{known}'" for known in _INCLUDABLE)
+            raise bad_request(
+                f"Invalid value: '{name}'. Supported values are: {listed}.",
+                param="include",
+                code="invalid_value",
+            )
 
 
 def is_reasoning_model(body: JSON) -> bool:

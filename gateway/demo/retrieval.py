@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from gateway.demo.events import encode
+from gateway.demo.framing import Framing
 from gateway.demo.store import Stored
 from gateway.demo.wire import JSON, bad_request
 
 _LIVE = ("queued", "in_progress")
 
 
-async def replay(stored: Stored, after: int) -> AsyncIterator[bytes]:
+async def replay(stored: Stored, after: int, framing: Framing) -> AsyncIterator[bytes]:
     """The events with a sequence number above `after`, from the log, then as they come."""
     sent = 0
     while True:
@@ -22,9 +22,12 @@ async def replay(stored: Stored, after: int) -> AsyncIterator[bytes]:
         sent += len(fresh)
         for event in fresh:
             if event["sequence_number"] > after:
-                yield encode(event)
+                for piece in framing.writes(event):
+                    yield piece
         if ended and sent == len(stored.log):
-            return
+            break
+    for piece in framing.end():
+        yield piece
 
 
 async def cancelled(stored: Stored) -> JSON:

@@ -17,14 +17,13 @@ from gateway.demo.turns import Turn
 from gateway.demo.wire import JSON, ApiError, server_error
 
 _MAX_ROUNDS = 25
+_MULTIBYTE = " Привет, мир! 👋🏽 Zażółć gęślą jaźń, 漢字も。"
 _WAITING = ("mcp_approval_request", "function_call", "computer_call")
 
 
 async def events_of(job: Job) -> AsyncGenerator[JSON, None]:
     """The whole event sequence of one response, ending with its terminal event. Never raises."""
-    options = job.body.get("stream_options") or {}
-    numbers = events.Numbering(obfuscate=options.get("include_obfuscation") is not False)
-    run = Run(job, numbers)
+    run = Run(job, events.Numbering())
     yield _lifecycle(run, "created")
     if job.response["status"] == "queued":
         yield _lifecycle(run, "queued")
@@ -98,14 +97,11 @@ async def _prelude(run: Run) -> AsyncIterator[JSON]:
 
 
 async def _perform(run: Run, turn: Turn) -> AsyncIterator[JSON]:
-    after_call = any(i["type"] == "mcp_call" for i in run.output)
-    if is_reasoning_model(run.job.body) and (turn.calls or not after_call):
-        wanted = run.job.body.get("include") or []
-        thought = items.reasoning(encrypted="reasoning.encrypted_content" in wanted)
-        for event in events.item_at_once(run.numbers, run.open(thought), thought):
+    for item in _before(run, turn):
+        for event in events.item_at_once(run.numbers, run.open(item), item):
             yield event
     if turn.say:
-        said = items.message(turn.say)
+        said = items.message(turn.say + (_MULTIBYTE if run.job.quirk("multibyte") else ""))
         index = len(run.output)
         for event in events.message(run.numbers, index, said):
             yield event
@@ -113,6 +109,18 @@ async def _perform(run: Run, turn: Turn) -> AsyncIterator[JSON]:
     for call in turn.calls:
         async for event in calls.make(run, call):
             yield event
+
+
+def _before(run: Run, turn: Turn) -> list[JSON]:
+    """The items that precede what the model says or calls."""
+    found: list[JSON] = []
+    after_call = any(i["type"] == "mcp_call" for i in run.output)
+    if is_reasoning_model(run.job.body) and (turn.calls or not after_call):
+        wanted = run.job.body.get("include") or []
+        found.append(items.reasoning(encrypted="reasoning.encrypted_content" in wanted))
+    if run.job.quirk("unknown-item") and not turn.calls:
+        found.append(items.from_the_future())
+    return found
 
 
 def _stops(run: Run, turn: Turn) -> bool:

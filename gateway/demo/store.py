@@ -10,7 +10,9 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 
+from gateway.demo.framing import Framing
 from gateway.demo.model import Directive
 from gateway.demo.pairs import Pairs
 from gateway.demo.wire import JSON, previous_not_found, response_not_found
@@ -29,6 +31,7 @@ class Stored:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     ended: bool = False
     cancel: Callable[[], object] = lambda: None
+    framing: Framing = field(default_factory=Framing)
 
     async def note(self, event: JSON) -> None:
         """Append to the event log and wake everyone who follows it."""
@@ -110,11 +113,12 @@ class Memory:
 
     def find(self, item_id: str) -> JSON | None:
         """A stored item by its id, for `item_reference`."""
-        kept = (
-            *([*s.response["output"], *s.context] for s in reversed(self._responses.values())),
-            *(conversation.items for conversation in self.conversations.values()),
+        responses = reversed(self._responses.values())
+        kept = chain(
+            (item for s in responses for item in chain(s.response["output"], s.context)),
+            (item for conversation in self.conversations.values() for item in conversation.items),
         )
-        return next((item for items in kept for item in items if item["id"] == item_id), None)
+        return next((item for item in kept if item["id"] == item_id), None)
 
     def claim(self, request_id: str) -> bool:
         """True the first time an approval request is answered, False ever after."""

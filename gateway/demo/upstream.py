@@ -12,6 +12,7 @@ import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,12 +23,21 @@ from starlette.routing import Route
 
 from gateway.demo import catalogue, chat, conversations, files
 from gateway.demo.answering import create
+from gateway.demo.objects import check_include
 from gateway.demo.paging import page
 from gateway.demo.retrieval import cancelled, replay
 from gateway.demo.runner import run_until_stopped
 from gateway.demo.service import Endpoint, Service, UpstreamSettings
 from gateway.demo.store import Memory, Stored
-from gateway.demo.wire import JSON, SSE, ApiError, bad_request, service_headers, unauthorized
+from gateway.demo.wire import (
+    JSON,
+    SSE,
+    ApiError,
+    ServiceJSON,
+    bad_request,
+    service_headers,
+    unauthorized,
+)
 
 __all__ = ["UpstreamSettings", "create_upstream", "main"]
 
@@ -123,19 +133,22 @@ def _stored(service: Service, request: Request) -> Stored:
 
 
 async def _retrieve(service: Service, request: Request) -> Response:
-    stored = _stored(service, request)
-    if request.query_params.get("stream") != "true":
-        return JSONResponse(stored.response)
+    stored, query = _stored(service, request), request.query_params
+    check_include([*query.getlist("include[]"), *query.getlist("include")])
+    if query.get("stream") != "true":
+        return ServiceJSON(stored.response)
     if not (stored.background and stored.streamed):
         raise bad_request(
             "This response cannot be streamed because it was not created with background=true "
             "and stream=true.",
             param="stream",
         )
-    after = request.query_params.get("starting_after", "-1")
+    after = query.get("starting_after", "-1")
     if not after.removeprefix("-").isdigit():
         raise bad_request("Invalid 'starting_after': expected an integer.", param="starting_after")
-    return StreamingResponse(replay(stored, int(after)), headers=SSE)
+    padded = query.get("include_obfuscation", "true") != "false"
+    framing = replace(stored.framing, obfuscated=padded)
+    return StreamingResponse(replay(stored, int(after), framing), headers=SSE)
 
 
 async def _delete(service: Service, request: Request) -> Response:
@@ -145,7 +158,7 @@ async def _delete(service: Service, request: Request) -> Response:
 
 
 async def _cancel(service: Service, request: Request) -> Response:
-    return JSONResponse(await cancelled(_stored(service, request)))
+    return ServiceJSON(await cancelled(_stored(service, request)))
 
 
 async def _input_items(service: Service, request: Request) -> Response:
@@ -171,6 +184,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--delta-delay", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--propagation-delay", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--list-failures", choices=("request", "item"), default="request")
+    yes_or_no = argparse.BooleanOptionalAction
+    parser.add_argument("--strict-pairs", action=yes_or_no, default=True)
+    parser.add_argument("--conversations", action=yes_or_no, default=True)
+    parser.add_argument("--conversation-resume", choices=("echo", "plain"), default="echo")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     host, port = options.pop("host"), options.pop("port")
     app = create_upstream(UpstreamSettings(**options))

@@ -10,10 +10,18 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from gateway.errors import GatepassError
 
 JSON = dict[str, Any]
 SSE = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+
+
+# Python would write these numbers differently; they are put in when the JSON is written.
+UNKNOWN_NUMBERS = "\0numbers"
+_NUMBERS_IN_JSON = json.dumps(UNKNOWN_NUMBERS)
+_NUMBERS_AS_WRITTEN = '{"zulu":12345678901234567890123,"alpha":1.10,"mike":1e-7}'
 
 
 def new_id(prefix: str) -> str:
@@ -23,7 +31,15 @@ def new_id(prefix: str) -> str:
 
 def compact(value: object) -> str:
     """JSON in one line, Unicode kept as it is."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace(_NUMBERS_IN_JSON, _NUMBERS_AS_WRITTEN)
+
+
+class ServiceJSON(JSONResponse):
+    """A body written as everything else of the service is."""
+
+    def render(self, content: object) -> bytes:
+        return compact(content).encode()
 
 
 class ApiError(GatepassError):

@@ -155,7 +155,7 @@ async def test_an_unreachable_server_is_a_failure_not_a_crash() -> None:
         ("gateway.demo.mcp_server", ["--token", TOKEN], r"Sample MCP server ready: (\S+)/mcp\n"),
         (
             "gateway.demo.upstream",
-            ["--api-key", "k"],
+            ["--api-key", "k", "--no-conversations", "--conversation-resume", "plain"],
             r"Scripted upstream ready: (\S+)/openai/v1/\n",
         ),
     ],

@@ -32,6 +32,19 @@ from gateway.demo.turns import next_turn
             "Please transfer 12.50 usd to account 2001",
             [[("transfer", '{"amount":12.5,"currency":"USD","to_account":"2001"}')]],
         ),
+        (
+            "Draw the bill, then use the computer to transfer 5 EUR to account 0815",
+            [
+                [
+                    ("image_generation", "{}"),
+                    ("transfer", '{"amount":5,"currency":"EUR","to_account":"0815"}'),
+                ],
+                [("computer", "{}")],
+            ],
+        ),
+        ("Generate a tiny picture of a cat", [[("image_generation", "{}")]]),
+        ("Withdraw the money and redraw the line", []),
+        ('use the computer {"type":"wait"} now', [[("computer", '{"type":"wait"}')]]),
         ("Show the contact details of Carl Gauss.", [[("find_contact", '{"name":"Carl Gauss"}')]]),
     ],
 )
