@@ -84,8 +84,10 @@ class Creation:
         if deployment is not None:
             asked.setdefault("model", deployment)
         findings = inspect(asked)
+        if app.wait != "return":
+            ownership.refuse_approvals(findings, frozenset())
         chain = await self._chain(app, findings, asked) if findings.refers else _Chain()
-        _refuse_approvals(app, findings, chain)
+        ownership.refuse_approvals(findings, _shown(findings, chain))
         carried = tuple(Carried(item.call, item.answer) for item in chain.carried)
         matcher = self.tools.directory.view.matcher(app)
         enforced = enforce(asked, findings, matcher, carried)
@@ -199,13 +201,10 @@ def _as_wished(call: Call, app: AppView) -> AppView:
             raise Refused("'Gatepass-Wait' must be 'hold' or 'return'.", code="invalid_header")
 
 
-def _refuse_approvals(app: AppView, findings: Findings, chain: _Chain) -> None:
-    """An app's own approval is at best a wish, and only about what it has been shown."""
-    shown = set()
-    if app.wait == "return":
-        shown = {item.call.request_id for item in chain.carried}
-        shown |= {sent.id for sent in findings.sent_items if sent.type == "mcp_approval_request"}
-    ownership.refuse_approvals(findings, shown)
+def _shown(findings: Findings, chain: _Chain) -> set[str]:
+    """The approval requests that an app which continues by itself has been shown."""
+    sent = {sent.id for sent in findings.sent_items if sent.type == "mcp_approval_request"}
+    return sent | {item.call.request_id for item in chain.carried}
 
 
 def _continued(body: Json, chain: _Chain) -> Json:
