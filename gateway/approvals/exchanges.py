@@ -64,8 +64,13 @@ class Saved:
     document: Json
 
 
-async def open_exchange(context: Approvals, opening: Opening, *, now: datetime) -> Kept:
-    """Record that an app's request with MCP tools was accepted. Waits for the signed head."""
+async def open_exchange(
+    context: Approvals, opening: Opening, saved: Json | None = None, *, now: datetime
+) -> Kept:
+    """Record that an app's request was accepted. Waits for the signed head.
+
+    `saved` is kept for one that goes on at Azure without us: see `Saved`.
+    """
     exchange_id = new_id("exc", now)
     kept = Kept(
         exchange_id,
@@ -94,6 +99,7 @@ async def open_exchange(context: Approvals, opening: Opening, *, now: datetime) 
                 idempotency=opening.idempotency,
                 conversation_id=opening.conversation,
                 data_key=kept.data_key,
+                snapshot=_sealed(context, kept, "snapshot", saved),
                 created_at=now,
             )
         )
@@ -357,6 +363,18 @@ def _claimed(kept: Kept) -> Conflict:
 
 
 # --- reading --------------------------------------------------------------------------------
+
+
+async def last_round(db: Database, exchange_id: str) -> str | None:
+    """Azure's id of the exchange's newest round, if it has given one."""
+    async with db.reading() as session:
+        found = await session.exec(
+            select(ResponseId.response_id)
+            .where(ResponseId.exchange_id == exchange_id)
+            .order_by(col(ResponseId.round).desc())
+            .limit(1)
+        )
+        return found.first()
 
 
 async def unfinished(db: Database) -> list[str]:

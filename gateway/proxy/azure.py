@@ -192,6 +192,30 @@ class Azure:
             await asyncio.sleep(pause)
             attempt += 1
 
+    async def follow(
+        self, response_id: str, turn: Forward, wire: Wire
+    ) -> AsyncGenerator[Event, None]:
+        """A round that was sent before and runs in the background: its frames from the first on,
+        or what became of it where Azure does not tell them any more.
+        """
+        try:
+            _, scrubber = await self._with_credentials(turn.body, turn.bindings)
+        except GatepassError:
+            scrubber = self.scrubber  # the server is gone: so is what could be shown of it
+        path = f"responses/{response_id}"
+        streaming = Wire(wire.headers, {**wire.query, "stream": "true"})
+        for way in (streaming, wire) if turn.body.get("stream") else (wire,):
+            try:
+                async with self.request("GET", path, way) as response:
+                    if response.status >= 300 and way is streaming:
+                        continue
+                    async for event in self._events(response, wire, scrubber):
+                        yield event
+                    return
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                yield Broken(f"The connection to Azure broke ({type(error).__name__}).", sent=True)
+                return
+
     async def _attempt(
         self, raw: bytes, wire: Wire, scrubber: Scrubber, *, fresh: bool
     ) -> AsyncGenerator[Event, None]:

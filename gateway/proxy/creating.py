@@ -28,7 +28,7 @@ from gateway.exchange.resume import as_items
 from gateway.proxy import clients, ownership
 from gateway.proxy.azure import Wire
 from gateway.proxy.clients import Limits
-from gateway.proxy.driver import Assignment, Driver, Tools
+from gateway.proxy.driver import Assignment, Driver, Tools, saved_document
 from gateway.proxy.http import Call
 from gateway.proxy.live import Hub, Live
 from gateway.proxy.passing import Passing
@@ -165,15 +165,19 @@ class Creation:
             return twin or await self._open(request, plan, _opening(request, digest, key))
 
     async def _open(self, request: _Request, plan: Plan, opening: Opening) -> Live:
-        tools = self.tools
-        kept = await exchanges.open_exchange(tools.context, opening, now=tools.clock())
-        live = Live(kept, Exchange(plan))
+        tools, exchange = self.tools, Exchange(plan)
         assignment = Assignment(
             request.wire,
             request.enforced.strict_tools,
             clients.takes_keepalive(request.call, request.app.heartbeat),
         )
         approvals = {item.call.request_id: item.approval_id for item in request.chain.carried}
+        saved = None
+        if opening.background:
+            # It goes on at Azure whatever happens here: the next process must know it.
+            saved = saved_document(exchange, assignment, approvals)
+        kept = await exchanges.open_exchange(tools.context, opening, saved, now=tools.clock())
+        live = Live(kept, exchange)
         driver = Driver(tools, live, assignment, approvals)
         live.cancel = driver.cancel
         self.hub.start(live, driver.run)

@@ -91,6 +91,21 @@ class Assignment:
         )
 
 
+def saved_document(
+    exchange: Exchange,
+    assignment: Assignment,
+    approvals: Mapping[str, str],
+    frames: list[str] | None = None,
+) -> Json:
+    """An exchange as it is kept, for this process or the next one to go on with."""
+    return {
+        "machine": exchange.snapshot(),
+        "forward": assignment.document(),
+        "approvals": dict(approvals),
+        "frames": frames,
+    }
+
+
 class Driver:
     """One exchange, from its start or from where it was saved, to its end."""
 
@@ -113,6 +128,7 @@ class Driver:
         self._sign_of_life = 0.0  # when the app last got one while it waits
         self._last: list[Emit] = []  # the frames of the end
         self._sending: set[str] = set()  # marked as being sent, not observed yet
+        self._following: str | None = None  # the round that was sent before this process began
 
     def cancel(self, reason: str) -> None:
         """The app wants no more of it. Takes effect while the exchange is held."""
@@ -125,6 +141,11 @@ class Driver:
     async def resume(self) -> None:
         """Go on with an exchange that was saved while it waited."""
         await self._run([Hold((), tuple(self._exchange.answers))])
+
+    async def follow(self, response_id: str) -> None:
+        """Go on with a first round that runs at Azure in the background, from its first frame."""
+        self._following = response_id
+        await self._run(self._exchange.receive(Started()))
 
     async def _run(self, commands: list[Command]) -> None:
         try:
@@ -226,9 +247,10 @@ class Driver:
             await self._claim(turn)
         except GatepassError as error:
             return await self._carry_out(self._exchange.receive(Broken(error.message, sent=False)))
-        async with contextlib.aclosing(
-            self._tools.azure.round(turn, self._assignment.wire)
-        ) as events:
+        azure, wire = self._tools.azure, self._assignment.wire
+        following, self._following = self._following, None
+        source = azure.follow(following, turn, wire) if following else azure.round(turn, wire)
+        async with contextlib.aclosing(source) as events:
             async for event in events:
                 # Azure just closes the stream of a response that is cancelled.
                 ended = isinstance(event, Broken) and self._cancel is not None
@@ -293,18 +315,14 @@ class Driver:
         return opened
 
     def _document(self, *coming: Emit) -> Json:
-        return {
-            "machine": self._exchange.snapshot(),
-            "forward": self._assignment.document(),
-            "frames": self._live.log(*coming),
-        }
+        frames = self._live.log(*coming)
+        return saved_document(self._exchange, self._assignment, self._approvals, frames)
 
     async def _save(self, *coming: Emit) -> None:
         """Keep the exchange as it waits, with the frames that are about to be shown."""
         async with self._context.ledger.transaction() as tx:
-            await exchanges.save(
-                tx, self._context.envelope, self._kept, self._document(*coming), self._approvals
-            )
+            document = self._document(*coming)
+            await exchanges.save(tx, self._context.envelope, self._kept, document, self._approvals)
         self._kept.state = "holding"
 
     async def _wait(self) -> Turn:

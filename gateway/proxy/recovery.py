@@ -1,12 +1,14 @@
 """What a new process does with the exchanges that the one before left open.
 
-Held ones go on waiting, here. One that was being sent may have been carried out: its calls are
-`unknown`, and nothing is ever sent again. One in its first round had nothing approved: it failed.
+Held ones go on waiting, here. One in its first round in the background runs on at Azure and is
+followed there. One that was being sent may have been carried out: its calls are `unknown`, and
+nothing is ever sent again. Another one in its first round had nothing approved: it failed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from sqlmodel import select
 
@@ -41,6 +43,11 @@ class Recovery:
         if saved.kept.state == "holding":
             self._go_on(saved)
             return
+        if saved.kept.state == "forwarding" and saved.kept.background and saved.document:
+            response_id = await exchanges.last_round(self.tools.context.db, saved.kept.id)
+            if response_id is not None:
+                self._go_on(saved, response_id)
+                return
         if saved.kept.state == "sending":
             await self._unknown(saved)
         code = "outcome_unknown" if saved.kept.state == "sending" else "interrupted"
@@ -49,7 +56,8 @@ class Recovery:
             ending = _interrupted(saved, code)
         await exchanges.finish(self.tools.context, saved.kept, ending, now=self.tools.clock())
 
-    def _go_on(self, saved: Saved) -> None:
+    def _go_on(self, saved: Saved, running: str | None = None) -> None:
+        """Have it driven on; `running` is the round that runs at Azure."""
         live = Live(saved.kept, Exchange.restore(saved.document["machine"]))
         live.frames = [frame.encode() for frame in saved.document.get("frames") or []]
         # Its connection went with the old process: people may decide until the deadline.
@@ -57,7 +65,7 @@ class Recovery:
         assignment = Assignment.restore(saved.document["forward"])
         driver = Driver(self.tools, live, assignment, saved.document["approvals"])
         live.cancel = driver.cancel
-        self.hub.start(live, driver.resume)
+        self.hub.start(live, partial(driver.follow, running) if running else driver.resume)
 
     async def _unknown(self, saved: Saved) -> None:
         context = self.tools.context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ async def mortal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
                 "GATEPASS_MASTER_KEY_FILE": str(tmp_path / "master.key"),
                 "GATEPASS_SIGNING_KEY_FILE": str(tmp_path / "signing.key"),
             }
+        changes["GATEPASS_KEEPALIVE"] = "1s"
         environ = environment(tmp_path, world, free_port(), **changes)
         settings = config.load(environ)
         await asyncio.to_thread(migration.upgrade, settings.resolved_database_url)
@@ -124,6 +126,68 @@ async def test_a_hold_survives_the_death_of_the_process(mortal: Mortal):
     assert (await gateway.request(after["id"]))["execution"] == "executed"
     assert mortal.process.stop() == 0
     assert len(await mortal.records("execution.observed")) == 1
+
+
+async def numbered(gateway: Gateway, response_id: str, after: int = -1) -> list[dict]:
+    """The frames of a background stream past `after`, to its end."""
+    query = {"stream": "true", "starting_after": str(after)}
+    answer = await gateway.raw("GET", f"/openai/v1/responses/{response_id}", params=query)
+    assert answer.status_code == 200, answer.text
+    lines = answer.text.splitlines()
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize("moment", ["held", "first round"])
+async def test_P_32_a_stream_is_taken_up_again_after_the_death_of_the_process(
+    mortal: Mortal, moment: str
+):
+    gateway = mortal.gateway
+    slow = " fail: slow 3s" if moment == "first round" else ""
+    client = await gateway.app()
+    seen: list[dict] = []
+    with contextlib.suppress(openai.APIError, httpx2.TransportError):
+        stream = await client.responses.create(
+            model=MODEL,
+            input=TRANSFER + slow,
+            tools=[gateway.tool()],
+            stream=True,
+            background=True,
+        )
+        async for event in stream:
+            seen.append(event.model_dump(exclude_unset=True))
+            if len(seen) == 3 and moment == "first round":
+                mortal.process.kill()
+            if event.type == "keepalive":
+                mortal.process.kill()
+    response_id = seen[0]["response"]["id"]
+    await mortal.process.start()
+    await gateway.decide()
+    await finished(gateway, response_id)
+    rest = await numbered(gateway, response_id, after=len(seen) - 1)
+    whole = [*seen, *rest]
+    assert [event["sequence_number"] for event in whole] == list(range(len(whole)))
+    assert await numbered(gateway, response_id) == whole
+    assert whole[-1]["type"] == "response.completed"
+    assert len(await gateway.effects()) == 1
+
+
+async def test_P_35_a_client_that_asks_again_after_the_death_joins_its_own_hold(mortal: Mortal):
+    """Some clients say that it is a retry, others just send the same bytes once more."""
+    gateway = mortal.gateway
+    body = {"model": MODEL, "input": TRANSFER, "tools": [gateway.tool()]}
+    asking = asyncio.ensure_future(gateway.raw("POST", "/openai/v1/responses", json=body))
+    before = await gateway.pending()
+    mortal.process.kill()
+    with contextlib.suppress(httpx2.TransportError):
+        await asking
+    await mortal.process.start()
+    again, _ = await asyncio.gather(
+        gateway.raw("POST", "/openai/v1/responses", json=body), gateway.decide(after=0.5)
+    )
+    assert again.json()["status"] == "completed"
+    assert len(await gateway.effects()) == 1
+    request = await gateway.request(before[0]["id"])
+    assert (request["state"], request["execution"]) == ("approved", "executed")
 
 
 async def test_a_decision_taken_by_another_process_resumes_the_hold(mortal: Mortal):
