@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import httpx2
 import openai
 import pytest
 
+from gateway.store.tables import ResponseId
 from tests.support.attempts import RESPONSES, add_app, error_of
 from tests.support.demo import TRANSFER
 from tests.support.gateway import MODEL, Gateway, http, open_gateway
@@ -109,6 +111,20 @@ async def test_two_honest_twins_stay_two(gateway: Gateway):
     assert (len(await posted(gateway)), len(await gateway.effects())) == (4, 2)
 
 
+async def test_an_idempotency_key_of_the_app_makes_two_requests_one(gateway: Gateway):
+    key = {"idempotency-key": "order 4711"}
+    first, second = Asking(gateway, key), Asking(gateway, key)
+    other = Asking(gateway, {**key, "api-key": await add_app(gateway, "other-bot")})
+    await gateway.decide(count=2)
+    answers = [(await asking.task).json() for asking in (first, second, other)]
+    assert answers[0] == answers[1]
+    assert answers[2]["id"] != answers[0]["id"]
+    assert (await Asking(gateway, key).task).json() == answers[0]
+    changed = await Asking(gateway, key, metadata={"n": "2"}).task
+    assert (changed.status_code, error_of(changed)["code"]) == (422, "idempotency_key_reused")
+    assert len(await gateway.effects()) == 2
+
+
 async def test_nobody_joins_another_apps_exchange_or_another_request(gateway: Gateway):
     first = Asking(gateway, {})
     await gateway.pending()
@@ -184,6 +200,31 @@ async def test_a_parent_that_is_not_visible_yet_is_waited_for(gateway: Gateway):
     )
     assert answer.status == "completed"
     assert (len(await posted(gateway)), len(await gateway.effects())) == (4, 1)
+
+
+async def test_P_12_a_follow_up_waits_for_a_parent_that_azure_has_just_streamed(tmp_path: Path):
+    async with AsyncExitStack() as stack:
+        world = {"propagation_delay": 2.5}
+        gateway = await open_gateway(stack, tmp_path, world=world)
+        for tools in ([], [gateway.tool()]):
+            stream = await gateway.ask("Hello", tools=[], stream=True)
+            parent = [event async for event in stream][-1].response.id
+            body = {"model": MODEL, "input": "And now?", "previous_response_id": parent}
+            with pytest.raises(openai.BadRequestError):
+                await gateway.world.client.responses.create(**body)
+            answer = await gateway.ask("And now?", previous_response_id=parent, tools=tools)
+            assert answer.output_text == "You said: And now?"
+        # What is long gone is told at once.
+        direct = await gateway.ask("Hello", tools=[])
+        await gateway.world.client.responses.delete(direct.id)
+        assert gateway.services is not None
+        async with gateway.services.db.transaction() as session:
+            row = await session.get_one(ResponseId, direct.id)
+            row.created_at -= timedelta(hours=1)
+            session.add(row)
+        async with asyncio.timeout(2):
+            with pytest.raises(openai.BadRequestError, match="not found"):
+                await gateway.ask("And now?", previous_response_id=direct.id, tools=[])
 
 
 async def settled(gateway: Gateway) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,20 +187,25 @@ async def furnish(services: Services, bank: str, more: str = "") -> tuple[str, s
 
 
 async def open_gateway(
-    stack: AsyncExitStack, folder: Path, *, declare: str = "", **changes: str
+    stack: AsyncExitStack,
+    folder: Path,
+    *,
+    declare: str = "",
+    world: Mapping[str, object] | None = None,
+    **changes: str,
 ) -> Gateway:
-    """A gateway in this process, with everything it needs."""
-    world = await open_world(stack)
+    """A gateway in this process, with everything it needs; `world` sets the upstream up."""
+    opened = await open_world(stack, **(world or {}))
     os.environ["BANK_TOKEN"] = TOKEN
     port = free_port()
-    settings = config.load(environment(folder, world, port, **changes))
+    settings = config.load(environment(folder, opened, port, **changes))
     await asyncio.to_thread(migration.upgrade, settings.resolved_database_url)
     app = create_app(settings)
     url = await stack.enter_async_context(serve(app, port=port))
     services: Services = app.state.services
-    key, token = await furnish(services, world.bank, declare)
+    key, token = await furnish(services, opened.bank, declare)
     await services.directory.refresh()
-    gateway = Gateway(world, url, key, token, folder, services)
+    gateway = Gateway(opened, url, key, token, folder, services)
     await stack.enter_async_context(gateway.clients)
     return gateway
 
