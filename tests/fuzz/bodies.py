@@ -29,6 +29,12 @@ _PLAIN_TOOLS = {
 }  # fmt: skip
 #: Where a schema, a text or a value of the app's own stands: not read as a tool or an item.
 _OPAQUE = {"parameters", "input_schema", "schema", "arguments", "metadata", "output", "format"}
+#: Members that lead to a tool; a reader that ignores case takes others for them.
+_TELLING = {
+    "tools", "input", "prompt", "conversation", "agent", "agent_reference", "multi_agent",
+    "previous_response_id", "store",
+}  # fmt: skip
+_FOLDED = {name.replace("_", "") for name in _TELLING}
 _DANGEROUS = {
     "mcp", "connector", "additionaltools", "toolsearch", "toolsearchoutput", "program",
     "programoutput", "programmatictoolcalling", "mcpapprovalrequest", "mcpapprovalresponse",
@@ -144,6 +150,8 @@ def _judge(body: Any, bound: set[int], *, wish: bool) -> None:
     items = body.get("input")
     for index, item in enumerate(items if isinstance(items, list) else []):
         _no_danger(item, f"input[{index}]")
+    for name in body:
+        assert name in _TELLING or _folded(name) not in _FOLDED, f"{name!r} could be another"
     assert not body.get("prompt")
     assert not body.get("conversation")
 

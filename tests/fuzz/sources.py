@@ -23,8 +23,9 @@ NAMES = [
     "type", "tools", "server_label", "server_url", "require_approval", "connector_id", "input",
     "tunnel_id", "headers", "authorization", "allowed_tools", "approve", "approval_request_id",
     "id", "role", "content", "prompt", "conversation", "previous_response_id", "store", "stream",
-    "Type", "TYPE", "type ", "typ\u0435", "tool\u017f", "__proto__", "", "allowed_callers", "agent",
-    "defer_loading", "multi_agent", "output", "arguments", "name", "parameters", "usage", "status",
+    "Type", "Tools", "INPUT", "TYPE", "type ", "typ\u0435", "tool\u017f", "__proto__", "",
+    "allowed_callers", "agent", "defer_loading", "multi_agent", "output", "arguments", "name",
+    "parameters", "usage", "status",
 ]  # fmt: skip
 VALUES: list[Any] = [
     None,
