@@ -38,6 +38,10 @@ cov: .venv/.test ## coverage of the fast tests: htmlcov/index.html
 bench: .venv/.test ## CPU per request beside an nginx reverse proxy (ARGS=--quick for a short look)
 	@$(BIN)/python tests/bench/run.py $(ARGS)
 
+SECONDS ?= 60
+fuzz: .venv/.test ## hostile bodies, streams, rounds and raw HTTP for SECONDS=60 (SEED=1: other ones)
+	@$(BIN)/python -m tests.fuzz.run $(SECONDS) $(SEED)
+
 image: ## container image (IMAGE=name:tag), with docker or buildah
 	@test -n "$(CONTAINER)" || { echo "docker or buildah is needed"; exit 2; }
 	@$(CONTAINER) build --tag $(IMAGE) .
@@ -81,4 +85,4 @@ clean: ## remove what can be made again (keeps data/)
 .venv/.test: requirements/test.lock
 	@sh requirements/install.sh test && touch .venv/.demo
 
-.PHONY: help demo test check format e2e ui cov bench image chart docs run dev migrate migration messages lock clean
+.PHONY: help demo test check format e2e ui cov bench fuzz image chart docs run dev migrate migration messages lock clean

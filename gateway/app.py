@@ -28,6 +28,7 @@ from gateway.proxy.clients import Limits
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.driver import Tools
+from gateway.proxy.guard import Guard
 from gateway.proxy.live import Hub
 from gateway.proxy.passing import Passing
 from gateway.proxy.recovery import Recovery
@@ -39,6 +40,7 @@ from gateway.store.database import open_database
 from gateway.store.envelope import Envelope, load_or_create_key
 from gateway.telemetry import Clock, utc_now
 from gateway.vault import open_vault
+from web.security import site
 
 #: Some clients keep a path of the endpoint they were given in front of `/openai/`.
 _DATA_PLANE = re.compile(r"(?:/(?!api/)[A-Za-z0-9_-]{1,64})?/openai/|/v1/")
@@ -47,11 +49,15 @@ _DATA_PLANE = re.compile(r"(?:/(?!api/)[A-Za-z0-9_-]{1,64})?/openai/|/v1/")
 class Gatepass(FastAPI):
     """The whole application; the data plane takes the short way."""
 
+    guard: Guard
     proxy: Proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Dispatch by the first path segment."""
-        if scope["type"] != "lifespan" and _DATA_PLANE.match(scope["path"]):
+        """Dispatch by the first path segment what the guard lets in."""
+        of_app = scope["type"] != "lifespan" and _DATA_PLANE.match(scope["path"]) is not None
+        if scope["type"] == "http" and (fault := self.guard.fault(scope, of_app=of_app)):
+            await self.guard.refuse(fault, scope, receive, send)
+        elif of_app:
             await self.proxy(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -135,6 +141,8 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
     )
     app.state.services = services
     app.proxy = Proxy(edge)
+    names = site(settings.public_url, settings.listen, settings.allowed_hosts).hosts
+    app.guard = Guard(names, services.directory, services.ledger, clock)
     app.include_router(health.router())
     api.mount(app, services)
     web.mount(app, services)

@@ -102,7 +102,9 @@ class Settings(BaseModel):
         (), description="Declarative files applied at start, separated by the path separator."
     )
     allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_hosts)] = Field(
-        (), description="More Host names to answer to, beside that of GATEPASS_PUBLIC_URL."
+        (),
+        description="More Host names to answer to, beside that of GATEPASS_PUBLIC_URL; for apps "
+        "as for people.",
     )
     approval_expires: Duration = Field(
         timedelta(hours=1), description="How long a request waits for people before it is denied."

@@ -12,6 +12,7 @@ import signal
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.cli.connection import Connection
 from gateway.config import Settings
 
 _BACKLOG = 2048
@@ -27,7 +28,7 @@ def serve(app: ASGIApp, settings: Settings) -> Exception | None:
             host=host,
             port=port,
             loop="uvloop",
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="on",
             access_log=False,

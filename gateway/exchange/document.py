@@ -2,11 +2,13 @@
 
 Two parsers that read one body differently are a way round an inspector. So a member that stands
 twice, a number out of range, half a surrogate pair, or a text that is not UTF-8 is refused here,
-and only the re-serialised document ever goes on.
+and only the re-serialised document ever goes on. Numbers go on as they were written, digit by
+digit: one that our serialiser would write differently is a fragment, opaque to everybody.
 """
 
 from __future__ import annotations
 
+import copyreg
 import json
 import math
 from typing import Any, NoReturn
@@ -18,7 +20,13 @@ from gateway.exchange.messages import Json
 
 #: Below what the serialiser can write, with room for what is put around a body (a snapshot).
 _DEEPEST = 200
+#: More than any context holds; reading a million members takes a second. Texts may hold some, too.
+_MOST_MEMBERS, _MOST_VALUES = 100_000, 1_000_000
 _LEAST_INTEGER, _GREATEST_INTEGER = -(2**63), 2**64 - 1
+
+
+# A fragment cannot be looked into and never changes: a copy of a document may share it.
+copyreg.pickle(orjson.Fragment, lambda _: "Fragment")
 
 
 def parse(raw: bytes) -> Json:
@@ -26,6 +34,8 @@ def parse(raw: bytes) -> Json:
 
     What is returned can be written again: `dump` does not fail on it.
     """
+    if raw.count(b'":') > _MOST_MEMBERS or raw.count(b",") > _MOST_VALUES:
+        raise Refused("The body holds too many values.", code="json_too_large", status=413)
     try:
         document = _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -45,6 +55,26 @@ def parse(raw: bytes) -> Json:
         _check_depth(document)
     if b"\\u" in raw:
         dump(document)  # only an escape can have made a text that is none: half of a pair
+    return document
+
+
+def read(raw: bytes) -> Any:
+    """Read what Azure says, every number as it was written; raises ValueError if it is no JSON.
+
+    What is returned can be written again. Nothing else is refused: whether Azure may say it is
+    not for us to judge.
+    """
+    try:
+        document = orjson.loads(raw)
+        if orjson.dumps(document) == raw:
+            return document  # nothing can have been lost
+    except (orjson.JSONDecodeError, TypeError):
+        pass  # it may be but a number that is too large
+    try:
+        document = _EXACT.decode(raw.decode("utf-8"))
+        orjson.dumps(document)
+    except (TypeError, RecursionError):
+        raise ValueError("a document that is too deep, or holds half a pair") from None
     return document
 
 
@@ -91,24 +121,35 @@ def _object(pairs: list[tuple[str, Any]]) -> Json:
     return document
 
 
-def _integer(text: str) -> int:
-    # The length comes first: reading a very long integer takes very long.
-    if len(text) <= len(str(_LEAST_INTEGER)):
-        number = int(text)
-        if _LEAST_INTEGER <= number <= _GREATEST_INTEGER:
-            return number
+def _integer(text: str) -> int | orjson.Fragment:
+    number = _any_integer(text)
+    if isinstance(number, int) or text == "-0":
+        return number
     raise Refused(f"The number {text[:40]} is out of range.", code="number_out_of_range")
 
 
-def _number(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
+def _any_integer(text: str) -> int | orjson.Fragment:
+    # The length comes first: reading a very long integer takes very long.
+    if len(text) <= len(str(_LEAST_INTEGER)):
+        number = int(text)
+        if _LEAST_INTEGER <= number <= _GREATEST_INTEGER and text != "-0":
+            return number
+    return orjson.Fragment(text)
+
+
+def _number(text: str) -> float | orjson.Fragment:
+    if math.isinf(float(text)):
         raise Refused(f"The number {text[:40]} is out of range.", code="number_out_of_range")
-    return number
+    return _any_number(text)
+
+
+def _any_number(text: str) -> float | orjson.Fragment:
+    number = float(text)
+    return number if orjson.dumps(number) == text.encode() else orjson.Fragment(text)
 
 
 def _constant(text: str) -> NoReturn:
-    raise Refused(f"{text} is not a JSON value.", code="invalid_json")
+    raise json.JSONDecodeError(f"{text} is not a JSON value", text, 0)
 
 
 # Made once: making one costs as much as reading a small body.
@@ -118,3 +159,4 @@ _DECODER = json.JSONDecoder(
     parse_float=_number,
     parse_constant=_constant,
 )
+_EXACT = json.JSONDecoder(parse_int=_any_integer, parse_float=_any_number, parse_constant=_constant)

@@ -26,21 +26,24 @@ class FrameReader:
     """Feed it chunks, get whole frames. One reader per stream."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
         self._after_carriage = False
         self._beginning: bytes | None = b""
 
     def feed(self, chunk: bytes) -> list[Frame]:
         """The frames completed by `chunk`; raises ValueError past 64 MiB without an end."""
         text = self._newlines(self._without_mark(chunk))
-        searched = max(0, len(self._buffer) - 1)
-        buffer = self._buffer + text if self._buffer else text
-        if buffer.find(b"\n\n", searched) < 0:
-            if len(buffer) > _LIMIT:
-                raise ValueError("an event of more than 64 MiB")
-            self._buffer = buffer
-            return []
-        *blocks, self._buffer = buffer.split(b"\n\n")
+        if self._buffer or b"\n\n" not in text:
+            # A long event comes in many chunks: what came before is neither copied nor searched.
+            searched = max(0, len(self._buffer) - 1)
+            self._buffer += text
+            if self._buffer.find(b"\n\n", searched) < 0:
+                if len(self._buffer) > _LIMIT:
+                    raise ValueError("an event of more than 64 MiB")
+                return []
+            text = bytes(self._buffer)
+        *blocks, rest = text.split(b"\n\n")
+        self._buffer = bytearray(rest)
         return [frame for block in blocks if (frame := _parse(block)) is not None]
 
     def _without_mark(self, chunk: bytes) -> bytes:

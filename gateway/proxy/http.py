@@ -11,12 +11,18 @@ from urllib.parse import parse_qsl
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import GatepassError, Refused
-from gateway.exchange.messages import Json, Rejected
+from gateway.errors import GatepassError, NotAllowed, Refused
+from gateway.exchange.messages import Bypass, Json, Rejected
 
 _JSON = re.compile(
     r"\s*application/json\s*(;(?!\s*charset)[^;]*|;\s*charset\s*=\s*\"?utf-8\"?\s*)*", re.IGNORECASE
 )
+#: In a scope's state: what the connection found wrong, and the target of the request as it came.
+FAULT = "gatepass.fault"
+TARGET = "gatepass.target"
+#: What may stand in a header that goes out again: more is written by some and dropped by others.
+_PLAIN = re.compile(rb"[ -~]*")
+_LONGEST_LENGTH = 18  # digits of a Content-Length: a number that every parser can hold
 
 
 class ClientGone(Exception):
@@ -31,6 +37,7 @@ class Call:
         "_lines",
         "_receive",
         "_send",
+        "_state",
         "id",
         "method",
         "path",
@@ -41,6 +48,7 @@ class Call:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
+        self._state: Mapping[str, Any] = scope.get("state", {})
         self.method: str = scope["method"]
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
         # Routes are matched on the path as it was sent: an encoded character is not on any.
@@ -56,7 +64,7 @@ class Call:
         self.started = False
 
     def header(self, name: str) -> str | None:
-        """The value of a header; raises `Refused` when it was sent more than once."""
+        """The value of a header; raises when it was sent more than once, or is not plain ASCII."""
         wanted = name.encode()
         value: bytes | None = self._headers.get(wanted)
         if value is None:
@@ -65,10 +73,19 @@ class Call:
         repeats = len(self._headers) != len(self._lines)
         if repeats and sum(key == wanted for key, _ in self._lines) > 1:
             raise Refused(f"The header '{name}' was sent more than once.", code="duplicate_header")
-        return value.decode("latin-1")
+        if not _PLAIN.fullmatch(value):
+            raise Bypass(
+                f"The header '{name}' holds a character that is not printable ASCII.",
+                code="header_value_refused",
+                status=400,
+            )
+        return value.decode("ascii")
 
     async def body(self, limit: int) -> bytes:
-        """The whole body; raises `Refused` (413, 415) or `ClientGone`."""
+        """The whole body; raises `Refused` (413, 415), what ended it early, or `ClientGone`."""
+        declared = self.header("content-length") or "0"
+        if len(declared) > _LONGEST_LENGTH or int(declared) > limit:
+            raise _too_large(limit)  # unread
         encoding = self.header("content-encoding")
         if encoding not in (None, "", "identity"):
             raise Refused(
@@ -87,13 +104,11 @@ class Call:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise self._state.get(FAULT) or ClientGone
             part = message.get("body", b"")
             size += len(part)
             if size > limit:
-                raise Refused(
-                    f"The body is longer than {limit} bytes.", code="body_too_large", status=413
-                )
+                raise _too_large(limit)
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -133,11 +148,16 @@ class Call:
         if not self.started:
             await self.answer(answer.status, orjson.dumps(answer.body), answer.headers)
 
-    async def fail(self, error: GatepassError) -> None:
-        """A refusal or failure in the OpenAI error shape, unless an answer has begun."""
+    async def fail(self, error: GatepassError, *, last: bool = False) -> None:
+        """A refusal or failure in the OpenAI error shape, unless an answer has begun.
+
+        `last`: nothing more is read from this connection.
+        """
         if self.started:
             return
         headers = {"x-should-retry": "false"} if error.status in {409, 502, 503} else {}
+        if last or error.status in {408, 413}:
+            headers["connection"] = "close"
         await self.answer(error.status, orjson.dumps(error_body(error)), headers)
 
 
@@ -150,3 +170,31 @@ def error_body(error: GatepassError) -> Json:
     return {
         "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     }
+
+
+def credential(call: Call) -> str:
+    """The one key of a request; several are accepted only if they are equal."""
+    found: list[str] = []
+    bearer = call.header("authorization")
+    if bearer is not None:
+        scheme, _, value = bearer.partition(" ")
+        if scheme.lower() != "bearer" or not value:
+            raise unauthenticated("The 'Authorization' header must be 'Bearer' and a key.")
+        found.append(value.strip())
+    key = call.header("api-key")
+    if key is not None:
+        found.append(key)
+    if not found:
+        raise unauthenticated("Send your key as 'api-key' or as 'Authorization: Bearer'.")
+    if len(set(found)) > 1:
+        raise Refused("Two different keys were sent.", code="credentials_differ")
+    return found[0]
+
+
+def unauthenticated(message: str) -> NotAllowed:
+    """Nobody of this gateway's apps sent the request."""
+    return NotAllowed(message, code="invalid_api_key", status=401)
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(f"The body is longer than {limit} bytes.", code="body_too_large", status=413)

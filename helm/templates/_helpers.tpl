@@ -55,12 +55,25 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
+{{- /* Beside that of publicUrl: what pods of the cluster call the Service, and what is asked for. */ -}}
+{{- define "gatepass.hosts" -}}
+{{- $name := include "gatepass.fullname" . -}}
+{{- $hosts := list $name (printf "%s.%s" $name .Release.Namespace) -}}
+{{- $hosts = append $hosts (printf "%s.%s.svc" $name .Release.Namespace) -}}
+{{- $hosts = append $hosts (printf "%s.%s.svc.cluster.local" $name .Release.Namespace) -}}
+{{- $hosts = append $hosts .Values.ingress.host -}}
+{{- $hosts = append $hosts (get .Values.settings "GATEPASS_ALLOWED_HOSTS") -}}
+{{- compact $hosts | join "," -}}
+{{- end -}}
+
 {{- /* What every process of the chart runs with; the Job that migrates needs no more. */ -}}
 {{- define "gatepass.env" -}}
 - name: GATEPASS_LISTEN
   value: 0.0.0.0:8080
 - name: GATEPASS_PUBLIC_URL
   value: {{ .Values.publicUrl | quote }}
+- name: GATEPASS_ALLOWED_HOSTS
+  value: {{ include "gatepass.hosts" . | quote }}
 - name: GATEPASS_DATA_DIR
   value: /data
 {{- if eq .Values.database.kind "postgresql" }}
@@ -76,7 +89,7 @@ capabilities:
 - name: GATEPASS_SIGNING_KEY_FILE
   value: /data/signing.key
 {{- end }}
-{{- range $name, $value := .Values.settings }}
+{{- range $name, $value := omit .Values.settings "GATEPASS_ALLOWED_HOSTS" }}
 - name: {{ $name }}
   value: {{ $value | quote }}
 {{- end }}

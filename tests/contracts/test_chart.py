@@ -184,6 +184,20 @@ def test_environment_holds_only_settings_that_exist(chart: helm_python.Chart, na
             assert len(names) == len(set(names))
 
 
+def test_H_12_pods_and_visitors_may_call_the_gateway_by_its_names(chart: helm_python.Chart) -> None:
+    more = {"GATEPASS_ALLOWED_HOSTS": "proxy.example"}
+    values = {"settings": more, "ingress": {"host": "gate.example"}}
+    kinds = by_kind(render(chart, values))
+    name = kinds["Service"]["metadata"]["name"]
+    container = kinds["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    found = {entry["name"]: entry.get("value") for entry in container["env"]}
+    hosts = found["GATEPASS_ALLOWED_HOSTS"].split(",")
+    assert hosts[0] == name
+    assert hosts[1].startswith(f"{name}.")
+    assert hosts[2:4] == [f"{hosts[1]}.svc", f"{hosts[1]}.svc.cluster.local"]
+    assert hosts[4:] == ["gate.example", "proxy.example"]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_parts_select_each_other(chart: helm_python.Chart, name: str) -> None:
     kinds = by_kind(render(chart, CASES[name]))

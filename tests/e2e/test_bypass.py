@@ -750,7 +750,7 @@ async def test_B_15_no_socket_is_opened(house: House, path: str):
         raw = await bare_upgrade(house, path, headers)
     assert raw.status == 403, raw.text
     code = json.loads(raw.text)["error"]["code"]
-    assert code == ("route_refused" if path.endswith("realtime") else "websocket_refused")
+    assert code == "websocket_refused"
     refusals = await house.gateway.records("security.refused")
     assert (refusals[-1]["code"], refusals[-1]["subject"]["app"]) == (code, "support-bot")
 

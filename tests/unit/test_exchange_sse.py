@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -72,6 +73,18 @@ def test_b_17_any_chunking_gives_the_same_frames(
 @given(st.text("ab.", min_size=1), st.binary().filter(lambda b: not {10, 13} & set(b)))
 def test_what_is_written_is_read_again(event: str, data: bytes) -> None:
     assert read(render(event, data)) == [Frame(event, data)]
+
+
+def test_B_17_a_huge_event_in_small_chunks_takes_no_longer_than_it_is() -> None:
+    """16 MiB in pieces of 1 KiB: copied at each of them, it would be 128 GiB."""
+    reader, piece = FrameReader(), b"x" * 1024
+    started = time.process_time()
+    assert reader.feed(b"data: ") == []
+    for _ in range(16 * 1024):
+        assert reader.feed(piece) == []
+    [frame] = reader.feed(b"\n\n")
+    assert len(frame.data) == 16 * 1024 * 1024
+    assert time.process_time() - started < 2
 
 
 def test_d_05_an_event_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
