@@ -23,6 +23,7 @@ from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
 from gateway.errors import Conflict, NotFound, Refused
+from gateway.exchange.document import read as read_document
 from gateway.exchange.messages import Around, Json, Mismatch, Observed
 from gateway.store.database import Database, compare_and_set
 from gateway.store.envelope import Envelope
@@ -410,7 +411,7 @@ async def load(db: Database, envelope: Envelope, exchange_id: str) -> Saved:
     )
     if row.snapshot is None:
         return Saved(kept, {})
-    document = orjson.loads(envelope.open(row.data_key, row.id, "snapshot", row.snapshot))
+    document = read_document(envelope.open(row.data_key, row.id, "snapshot", row.snapshot))
     return Saved(kept, document)
 
 
@@ -420,7 +421,7 @@ async def final_response(db: Database, envelope: Envelope, exchange_id: str) -> 
         row = await session.get(Exchange, exchange_id)
     if row is None or row.final is None or row.data_key is None:
         return None
-    response: Json = orjson.loads(envelope.open(row.data_key, row.id, "final", row.final))
+    response: Json = read_document(envelope.open(row.data_key, row.id, "final", row.final))
     return response
 
 

@@ -17,6 +17,7 @@ from sqlmodel import col, select
 
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.kept import Kept
+from gateway.exchange.document import read
 from gateway.exchange.messages import MCP_ITEMS, Around, Json
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
@@ -103,5 +104,5 @@ async def around(
                 if row.hidden is not None and data_key is not None:
                     name = f"item:{row.item_id}"
                     document = envelope.open(data_key, row.exchange_id, name, row.hidden)
-                    found[row.item_id] = (row.exchange_id, Around(**orjson.loads(document)))
+                    found[row.item_id] = (row.exchange_id, Around(**read(document)))
     return found

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import orjson
 from yarl import URL
 
 from gateway.errors import Conflict, GatepassError, Unavailable, UpstreamFailed
-from gateway.exchange.document import dump
+from gateway.exchange.document import dump, read
 from gateway.exchange.messages import (
     TERMINAL,
     Binding,
@@ -158,11 +157,11 @@ class Azure:
             async with self.request(method, path, wire, raw) as response:
                 if response.status >= 300:
                     raise Declined(await rejection(response, self.scrubber))
-                document = orjson.loads(self.scrubber.clean(await response.read()))
+                document = read(self.scrubber.clean(await response.read()))
                 return document, passed_on(response)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
-        except orjson.JSONDecodeError:
+        except ValueError:
             raise UpstreamFailed("Azure's answer cannot be read.") from None
 
     # --- a round ----------------------------------------------------------------------------
@@ -249,7 +248,7 @@ class Azure:
 
     async def _whole(self, raw: bytes, wire: Wire, scrubber: Scrubber) -> AsyncIterator[Event]:
         """A plain answer; one that is still running is polled to its end."""
-        response = orjson.loads(raw)
+        response = read(raw)
         status = response.get("status")
         if status in {"queued", "in_progress"}:
             yield FrameSeen("response.created", {"response": response})
@@ -265,7 +264,7 @@ class Azure:
                     message = f"Azure answered {answer.status} when asked how the response goes on."
                     yield Broken(message, sent=True)
                     return
-                response = orjson.loads(scrubber.clean(await answer.read()))
+                response = read(scrubber.clean(await answer.read()))
                 status = response.get("status")
         kind = f"response.{status}"
         yield FrameSeen(kind if kind in TERMINAL else "response.completed", {"response": response})
@@ -345,8 +344,8 @@ async def rejection(response: aiohttp.ClientResponse, scrubber: Scrubber) -> Rej
     """An HTTP error of Azure, its body kept as it came where it is JSON."""
     raw = scrubber.clean(await response.read())
     try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        body = read(raw)
+    except ValueError:
         body = None
     if not isinstance(body, dict):
         message = f"Azure answered {response.status} without a readable body."
@@ -383,7 +382,7 @@ def parse_frame(frame: Frame, scrubber: Scrubber) -> FrameSeen | None:
     """A frame as an event; None for the end marker that some upstreams send."""
     if frame.data == b"[DONE]":
         return None
-    data = orjson.loads(scrubber.clean(frame.data))
+    data = read(scrubber.clean(frame.data))
     if not isinstance(data, dict):
         raise ValueError("a frame that is not an object")
     return FrameSeen(str(data.get("type") or frame.event or "unknown"), data)

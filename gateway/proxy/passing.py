@@ -20,7 +20,7 @@ from gateway.audit import records
 from gateway.audit.ledger import Ledger
 from gateway.audit.records import Actor
 from gateway.errors import GatepassError, UpstreamFailed
-from gateway.exchange.document import dump
+from gateway.exchange.document import dump, read
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import (
     TERMINAL,
@@ -94,7 +94,7 @@ class Passing:
         except aiohttp.ClientConnectorError:
             trace.outcome = "unreachable"
             raise UpstreamFailed("Azure cannot be reached.", code="upstream_unreachable") from None
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             trace.outcome = "broken"
             if call.started:
                 await self._broken_stream(call, exchange, error)
@@ -124,7 +124,7 @@ class Passing:
         self, call: Call, response: aiohttp.ClientResponse, exchange: Exchange, trace: _Trace
     ) -> None:
         raw = self.azure.scrubber.clean(await response.read())
-        document = orjson.loads(raw)
+        document = read(raw)
         status = document.get("status")
         trace.outcome, trace.response_id = str(status), document.get("id")
         if status in {"completed", "failed", "incomplete", "cancelled"}:

@@ -9,19 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.audit import records
 from gateway.audit.records import Actor
-from gateway.errors import GatepassError, NotAllowed, NotFound, Refused
+from gateway.errors import GatepassError, NotFound
 from gateway.exchange.messages import Bypass
 from gateway.proxy import surface
 from gateway.proxy.azure import Declined, Wire
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.driver import Tools
-from gateway.proxy.http import Call, ClientGone
+from gateway.proxy.http import Call, ClientGone, credential, unauthenticated
 from gateway.proxy.passing import internal
 from gateway.proxy.retrieval import Retrieval
 from gateway.registry.directory import AppView
@@ -58,7 +57,7 @@ class Proxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Nothing but a lost connection is ever raised."""
         if scope["type"] == "websocket":
-            await _refuse_socket(scope, send)
+            await send({"type": "websocket.close", "code": 1008})
             return
         call = Call(scope, receive, send)
         app: AppView | None = None
@@ -78,11 +77,11 @@ class Proxy:
     # --- who asks ---------------------------------------------------------------------------
 
     async def _authenticate(self, call: Call) -> AppView:
-        key = _credential(call)
+        key = credential(call)
         directory = self._edge.tools.directory
         app = directory.authenticate(key) or await directory.recheck(key)
         if app is None:
-            raise _unauthenticated("The key is not one of this gateway's, or was revoked.")
+            raise unauthenticated("The key is not one of this gateway's, or was revoked.")
         return app
 
     async def _refused(self, call: Call, app: AppView | None, error: GatepassError) -> None:
@@ -119,7 +118,7 @@ class Proxy:
 
     async def _route(self, call: Call, app: AppView) -> None:
         target = surface.find(call.path)
-        _check_surface(call)
+        _refuse_beta(call)
         target.allow(call.method)
         edge, wire = self._edge, wire_of(call)
         match target.name:
@@ -133,9 +132,7 @@ class Proxy:
                 raise NotFound("This part of the API is not here yet.", code="route_unknown")
 
 
-def _check_surface(call: Call) -> None:
-    if (call.header("upgrade") or "").lower() == "websocket":
-        raise Bypass(surface.NO_SOCKETS, code="websocket_refused")
+def _refuse_beta(call: Call) -> None:
     if any(name == "beta" for name, _ in call.query):
         raise Bypass("The beta surface of this API is refused.", code="beta_refused")
 
@@ -145,45 +142,3 @@ def wire_of(call: Call) -> Wire:
     headers = {name: value for name in _FORWARDED if (value := call.header(name)) is not None}
     query = {name: value for name, value in call.query if (name, value) in _PASSED_QUERY}
     return Wire(headers, query)
-
-
-def _credential(call: Call) -> str:
-    """The one key of a request; several are accepted only if they are equal."""
-    found: list[str] = []
-    bearer = call.header("authorization")
-    if bearer is not None:
-        scheme, _, value = bearer.partition(" ")
-        if scheme.lower() != "bearer" or not value:
-            raise _unauthenticated("The 'Authorization' header must be 'Bearer' and a key.")
-        found.append(value.strip())
-    key = call.header("api-key")
-    if key is not None:
-        found.append(key)
-    if not found:
-        raise _unauthenticated("Send your key as 'api-key' or as 'Authorization: Bearer'.")
-    if len(set(found)) > 1:
-        raise Refused("Two different keys were sent.", code="credentials_differ")
-    return found[0]
-
-
-def _unauthenticated(message: str) -> NotAllowed:
-    return NotAllowed(message, code="invalid_api_key", status=401)
-
-
-async def _refuse_socket(scope: Scope, send: Send) -> None:
-    body = orjson.dumps(
-        {
-            "error": {
-                "message": surface.NO_SOCKETS,
-                "type": "permission_error",
-                "param": None,
-                "code": "websocket_refused",
-            }
-        }
-    )
-    if "websocket.http.response" in scope.get("extensions", {}):
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "websocket.http.response.start", "status": 403, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": body})
-    else:
-        await send({"type": "websocket.close", "code": 1008})

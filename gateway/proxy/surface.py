@@ -52,11 +52,6 @@ _NEVER = (
     (re.compile(r"/responses/(compact|input_tokens)$"),
      f"It takes tools without calling them, and may ask their servers. {_USE_RESPONSES}"),
 )  # fmt: skip
-#: Said to whoever asks for a socket.
-NO_SOCKETS = (
-    "WebSocket connections are refused: tools could be called on them unseen. "
-    "Use POST /responses with 'stream': true."
-)
 
 
 @dataclass(frozen=True, slots=True)
