@@ -66,7 +66,7 @@ class Wall:
     ) -> Reply:
         """One answer, the connection's end, nothing at Azure; a record when the app is `known`."""
         sent = len(await self.gateway.upstream_requests())
-        before = await self.recorded()
+        before = await self.recorded() if known else []
         parts = [raw] if isinstance(raw, bytes) else raw
         reply = await self.send(*parts)
         assert (reply.statuses, reply.code, reply.closed) == ([status], code, True), reply.raw
