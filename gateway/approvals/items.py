@@ -70,14 +70,27 @@ def _sealed(
 def item_digest(item: Mapping[str, Any]) -> str:
     """What an item handed to an app is recognised by when it comes back.
 
-    Some clients write absent members out as null: that is no change.
+    Some clients write absent members out as null, or 1.0 as 1: that is no change.
     """
     known = _without_nulls(item)
     if isinstance(tools := known.get("tools"), list):
         known["tools"] = [
             _without_nulls(tool) if isinstance(tool, dict) else tool for tool in tools
         ]
-    return hashlib.sha256(orjson.dumps(known, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    plain = _plain_numbers(orjson.loads(orjson.dumps(known)))
+    return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _plain_numbers(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _plain_numbers(member) for name, member in value.items()}
+        case list():
+            return [_plain_numbers(member) for member in value]
+        case float() if value.is_integer():
+            return int(value) if abs(value) < 2**53 else value
+        case _:
+            return value
 
 
 def _without_nulls(members: Mapping[str, Any]) -> dict[str, Any]:

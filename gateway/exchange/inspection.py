@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.errors import Refused
+from gateway.exchange import folding
 from gateway.exchange.messages import MCP_ITEMS, Bypass, Json
 
 #: Tools that cannot reach an MCP server through Azure's own MCP client.
@@ -42,6 +43,29 @@ _MCP_MEMBERS = frozenset(
         "allowed_tools", "require_approval", "allowed_callers", "defer_loading",
     }
 )  # fmt: skip
+
+#: Members that lead to a tool, a credential or an approval, wherever they stand.
+_TELLING = frozenset(
+    {
+        "agent", "agent_reference", "allowed_callers", "allowed_tools", "approval_request_id",
+        "approve", "authorization", "background", "connector_id", "conversation", "headers",
+        "include", "input", "multi_agent", "previous_response_id", "prompt", "require_approval",
+        "server_description", "server_label", "server_url", "store", "stream", "tool_choice",
+        "tools", "tunnel_id", "type",
+    }
+)  # fmt: skip
+_TELLING_FOLDED = frozenset(map(folding.folded, _TELLING))
+#: Kinds that have one place where they may stand, and are nothing inside of something else.
+_NEVER_INSIDE = frozenset(
+    {
+        "mcp", "connector", "additionaltools", "toolsearch", "toolsearchoutput", "program",
+        "programoutput", "programmatictoolcalling", "mcpapprovalrequest", "mcpapprovalresponse",
+    }
+)  # fmt: skip
+#: Where a schema, a text or a value of the app's own stands.
+_OPAQUE = frozenset(
+    {"parameters", "input_schema", "schema", "arguments", "metadata", "output", "format"}
+)
 
 _REFUSED_MEMBERS = {
     "prompt": "a stored prompt may carry tools that nobody sees in the request",
@@ -131,6 +155,7 @@ class Findings:
 
 def inspect(request: Json) -> Findings:
     """Look through a create request; raises `Refused` or `Bypass` with the member at fault."""
+    _check_names(request, "")
     for member, why in _REFUSED_MEMBERS.items():
         if request.get(member) is not None:
             raise Bypass(f"'{member}' is refused: {why}.", code=f"{member}_refused", param=member)
@@ -242,6 +267,7 @@ def _kind(item: Json) -> Any:
 
 
 def _check_item(item: Json, where: str) -> None:
+    _check_names(item, where)
     kind = _kind(item)
     if why := _REFUSED_ITEMS.get(kind) if isinstance(kind, str) else None:
         raise Bypass(f"{where}: {kind!r} is refused: {why}.", code="item_refused", param=where)
@@ -251,6 +277,8 @@ def _check_item(item: Json, where: str) -> None:
             code="item_type_unknown",
             param=where,
         )
+    if kind not in MCP_ITEMS:
+        _check_inside(item, where)
 
 
 def _mcp_tools(value: Any) -> Iterator[McpTool]:
@@ -264,7 +292,9 @@ def _mcp_tools(value: Any) -> Iterator[McpTool]:
         if not isinstance(entry, dict):
             raise Refused(f"{where} must be an object.", code="invalid_type", param=where)
         if entry.get("type") != "mcp":
+            _check_names(entry, where)
             _check_tool(entry, where)
+            _check_inside(entry, where)
             continue
         tool = _mcp_tool(entry, index, where)
         if tool.label in labels:
@@ -275,6 +305,40 @@ def _mcp_tools(value: Any) -> Iterator[McpTool]:
             )
         labels.add(tool.label)
         yield tool
+
+
+def _check_names(members: Json, where: str) -> None:
+    """A name that a more forgiving reader takes for one that matters is a way round us."""
+    for name in members:
+        if name not in _TELLING and folding.folded(name) in _TELLING_FOLDED:
+            raise Bypass(
+                f"{where or 'The body'}: the member {name[:80]!r} could be taken for another.",
+                code="member_misspelt",
+                param=f"{where}.{name[:80]}" if where else name[:80],
+            )
+
+
+def _check_inside(node: Any, where: str) -> None:
+    """Nothing inside of a plain tool or item may be a tool or an approval itself."""
+    level = list(_children(node))
+    while level:
+        for holder in level:
+            if isinstance(holder, dict) and folding.folded(holder.get("type")) in _NEVER_INSIDE:
+                raise Bypass(
+                    f"{where}: something of type {holder['type'][:80]!r} must not stand in here.",
+                    code="tool_refused",
+                    param=where,
+                )
+        level = [child for holder in level for child in _children(holder)]
+
+
+def _children(holder: Any) -> Iterator[Any]:
+    values: Any = holder
+    if isinstance(holder, dict):
+        values = [value for name, value in holder.items() if name not in _OPAQUE]
+    for value in values:
+        if isinstance(value, dict | list):
+            yield value
 
 
 def _check_tool(entry: Json, where: str) -> None:
@@ -288,7 +352,7 @@ def _check_tool(entry: Json, where: str) -> None:
     if kind == "namespace":
         inner = entry.get("tools")
         if isinstance(inner, list) and all(
-            isinstance(tool, dict) and tool.get("type") in {"function", "custom"} for tool in inner
+            isinstance(tool, dict) and tool.get("type") in ("function", "custom") for tool in inner
         ):
             return
     # A dated variant (web_search_preview_2025_03_11) is the same tool.

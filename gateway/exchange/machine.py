@@ -97,7 +97,7 @@ class Exchange:
             case Started():
                 return self._started()
             case FrameSeen():
-                return self._frame(event)
+                return self._understood(event)
             case Rejected():
                 return self._rejected(event)
             case Broken():
@@ -168,8 +168,19 @@ class Exchange:
         """Whether the frame of this name may go to the app byte for byte, unparsed."""
         return self.state == "forwarding" and self.stitcher.passes(event)
 
-    def _frame(self, event: FrameSeen) -> list[Command]:
+    def _understood(self, frame: FrameSeen) -> list[Command]:
+        """What a frame leads to; one of another shape than Azure's ends the exchange."""
         self._must_be("forwarding")
+        released = dict(self.released)
+        try:
+            return self._frame(frame)
+        except _MALFORMED:
+            # What this frame has told of released calls so far is lost with it.
+            self.released = released
+            message = "Azure sent something that cannot be understood."
+            return self._broken(Broken(message, sent=True))
+
+    def _frame(self, event: FrameSeen) -> list[Command]:
         kind, data = event.type, event.data
         response = data.get("response")
         if isinstance(response, dict) and isinstance(response.get("id"), str):
@@ -255,7 +266,8 @@ class Exchange:
         names = [str(item.get("id")) for item in output]
         self.calls = {name: self.calls[name] for name in names if name in self.calls} | self.calls
         self.stitcher.end_round(response)
-        self.output_tokens += (response.get("usage") or {}).get("output_tokens") or 0
+        used = (response.get("usage") or {}).get("output_tokens")
+        self.output_tokens += used if isinstance(used, int) else 0
         self.transcript += output
         if kind == "response.completed" and self.calls and not self._left_to_the_app():
             return [*commands, *self._ask()]
@@ -395,6 +407,8 @@ _PLAIN = (
 )  # fmt: skip
 #: The frames that tell of an execution's end before the item does.
 _ENDED = {"response.mcp_call.completed": "executed", "response.mcp_call.failed": "failed"}
+#: What reading a document raises when it is of another shape.
+_MALFORMED = (TypeError, AttributeError, KeyError, IndexError, ValueError)
 _NO_RETRY = {"x-should-retry": "false"}
 #: Answers that Azure gives before it does anything.
 _BEFORE_ANYTHING = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429})

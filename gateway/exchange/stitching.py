@@ -109,6 +109,8 @@ class Stitcher:
             return self._placed(kind, data, self._place(upstream, None))
         known = upstream in self.indexes
         shown = self._place(upstream, item)
+        if item.get("type") in HIDDEN_ITEMS and not self.show_approvals:
+            shown = None  # whatever stood at this index before
         frames = self._placed(kind, data, shown)
         if not known:
             for early_kind, early in self._taken(upstream):

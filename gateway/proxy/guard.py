@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.audit import records
 from gateway.audit.ledger import Ledger
-from gateway.audit.records import Actor
 from gateway.errors import GatepassError
 from gateway.exchange.messages import Bypass
+from gateway.proxy import refusing
 from gateway.proxy.http import FAULT, TARGET, Call, credential
 from gateway.registry.directory import AppView, Directory
 from gateway.telemetry import Clock, refusals_total
@@ -69,7 +68,7 @@ class Guard:
         refusals_total.labels(code=fault.code).inc()
         if (app := self._sender(call)) is not None:
             try:
-                await self._record(call, app, fault)
+                await refusing.record(self.ledger, call, app, fault, now=self.clock())
             except GatepassError as unrecorded:
                 fault = unrecorded
         await call.fail(fault, last=True)
@@ -89,23 +88,6 @@ class Guard:
             return self.directory.authenticate(credential(call))
         except GatepassError:
             return None
-
-    async def _record(self, call: Call, app: AppView, fault: GatepassError) -> None:
-        record = records.make(
-            "security.refused",
-            now=self.clock(),
-            actor=Actor("app", app.id, "key"),
-            subject={"app": app.name},
-            key=call.id,
-            fields={
-                "code": fault.code,
-                "status": fault.status,
-                "request": call.id,
-                "method": call.method[:16],
-                "route": call.path[:200],
-            },
-        )
-        await self.ledger.append_all([record])
 
 
 def _of_size(lines: _Lines) -> GatepassError | None:

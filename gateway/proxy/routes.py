@@ -7,15 +7,12 @@ what looks like a way round is recorded first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.audit import records
-from gateway.audit.records import Actor
 from gateway.errors import GatepassError, NotFound
 from gateway.exchange.messages import Bypass
-from gateway.proxy import surface
+from gateway.proxy import refusing, surface
 from gateway.proxy.azure import Declined, Wire
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
@@ -33,7 +30,8 @@ _RECORDED = frozenset(
     {
         "body_too_large", "content_encoding_unsupported", "content_type_unsupported",
         "duplicate_header", "duplicate_member", "invalid_json", "invalid_type",
-        "json_not_representable", "json_too_deep", "method_not_allowed", "number_out_of_range",
+        "json_not_representable", "json_too_deep", "json_too_large", "method_not_allowed",
+        "number_out_of_range",
     }
 )  # fmt: skip
 
@@ -88,31 +86,11 @@ class Proxy:
         refusals_total.labels(code=error.code).inc()
         if app is not None and (isinstance(error, Bypass) or error.code in _RECORDED):
             try:
-                await self._record_refusal(call, app, error)
+                tools = self._edge.tools
+                await refusing.record(tools.context.ledger, call, app, error, now=tools.clock())
             except GatepassError as unrecorded:
                 error = unrecorded
         await call.fail(error)
-
-    async def _record_refusal(self, call: Call, app: AppView, error: GatepassError) -> None:
-        now = self._edge.tools.clock()
-        fields: dict[str, Any] = {
-            "code": error.code,
-            "status": error.status,
-            "request": call.id,
-            "method": call.method[:16],
-            "route": call.path[:200],
-        }
-        if error.param is not None:
-            fields["where"] = error.param[:200]
-        record = records.make(
-            "security.refused",
-            now=now,
-            actor=Actor("app", app.id, "key"),
-            subject={"app": app.name},
-            key=call.id,
-            fields=fields,
-        )
-        await self._edge.tools.context.ledger.append_all([record])
 
     # --- where to ---------------------------------------------------------------------------
 

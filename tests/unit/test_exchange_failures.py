@@ -40,6 +40,42 @@ def told(book: Playbook) -> list[str]:
     return [frame.type for frame in book.emitted]
 
 
+# --- Azure says what cannot be understood ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        FrameSeen("response.output_item.added", {"output_index": [], "item": {"type": "message"}}),
+        FrameSeen("response.completed", {"response": {"id": "resp_2", "output": [7]}}),
+        FrameSeen("response.completed", {"response": {"id": "resp_2", "output": 7}}),
+        FrameSeen("response.completed", {"response": {"id": "resp_2", "usage": [1]}}),
+    ],
+    ids=str,
+)
+def test_a_frame_of_another_shape_ends_the_exchange_and_leaves_the_call_unknown(
+    frame: FrameSeen,
+) -> None:
+    book = resuming()
+    commands = book.receive(frame)
+    assert commands[0] == Observed("mcpr_1", "unknown")
+    assert commands[-1].outcome == "failed"
+    assert commands[-1].fault.headers == {"x-should-retry": "false"}
+    assert told(book)[-2:] == ["error", "response.failed"]
+
+
+def test_an_index_that_was_shown_does_not_show_an_approval_later() -> None:
+    book = Playbook(a_plan())
+    book.start()
+    book.receive(FrameSeen("response.created", {"response": ASKS.response("in_progress", [])}))
+    item = {"output_index": 0, "item": {"type": "reasoning", "id": "rs_1"}}
+    book.receive(FrameSeen("response.output_item.added", item))
+    for kind in ("added", "done"):
+        asked = {"output_index": 0, "item": request()}
+        book.receive(FrameSeen(f"response.output_item.{kind}", asked))
+    assert "mcpr_1" not in str(book.emitted)
+
+
 # --- Azure refuses a round ------------------------------------------------------------------
 
 

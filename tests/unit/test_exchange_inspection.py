@@ -273,6 +273,40 @@ def test_b_12_the_harmless_forms_are_let_through() -> None:
     assert inspect(body).mediated
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Tools",
+        "INPUT",
+        "tool_Choice",
+        "toolS",
+        "ｔｏｏｌｓ",
+        "tool\u017f",
+        "agentReference",
+        "рrompt",
+    ],
+)
+def test_r_16_a_member_that_could_be_taken_for_another_is_refused(name: str) -> None:
+    assert bypass({name: []}) == ("member_misspelt", name)
+    assert bypass({"input": [{"role": "user", name: []}]})[0] == "member_misspelt"
+    assert bypass({"tools": [{"type": "function", name: []}]})[0] == "member_misspelt"
+    assert inspect({"x_tools": [], "metadata": {name: ""}}) == Findings()
+
+
+@pytest.mark.parametrize(
+    "kind", ["mcp", "MCP", "m c p", "mсp", "additional_tools", "tool_search_output"]
+)
+def test_b_12_nothing_stands_inside_of_a_plain_tool_or_item(kind: str) -> None:
+    inner = {"type": kind, "server_url": "https://evil.example/mcp"}
+    assert bypass({"tools": [{"type": "code_interpreter", "container": {"x": [inner]}}]}) == (
+        "tool_refused", "tools[0]",
+    )  # fmt: skip
+    assert bypass({"input": [{"role": "user", "content": [inner]}]}) == ("tool_refused", "input[0]")
+    schema = {"type": "object", "properties": inner}
+    opaque = {"type": "function", "name": "f", "parameters": schema}
+    assert inspect({"tools": [opaque], "metadata": inner}) == Findings()
+
+
 def test_b_12_a_member_of_a_server_that_nobody_knows_is_refused() -> None:
     assert bypass(mcp(server_uri="x", zeta=1)) == ("mcp_member_unknown", "tools[0].server_uri")
     assert bypass(mcp(Server_Url="x")) == ("mcp_member_unknown", "tools[0].Server_Url")
