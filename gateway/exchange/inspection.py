@@ -219,7 +219,7 @@ def _files_in(items: list[tuple[int, Json]]) -> Iterator[str]:
         for member in ("content", "output"):
             value = item.get(member)
             for part in value if isinstance(value, list) else [value]:
-                if isinstance(part, dict) and part.get("type") in _FILE_PARTS:
+                if isinstance(part, dict) and str(part.get("type")) in _FILE_PARTS:
                     yield from _file_ids(part)
 
 

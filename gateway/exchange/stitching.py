@@ -77,6 +77,8 @@ class Stitcher:
             return []
         if "output_index" in data:
             return self._item_frames(kind, data)
+        if isinstance(item := data.get("item"), dict) and self._is_approval(item):
+            return []  # at no index, and still nothing for the app
         if isinstance(data.get("response"), dict):
             self._begin(data["response"])
             data = {**data, "response": self.merged(data["response"])}
@@ -109,8 +111,6 @@ class Stitcher:
             return self._placed(kind, data, self._place(upstream, None))
         known = upstream in self.indexes
         shown = self._place(upstream, item)
-        if item.get("type") in HIDDEN_ITEMS and not self.show_approvals:
-            shown = None  # whatever stood at this index before
         frames = self._placed(kind, data, shown)
         if not known:
             for early_kind, early in self._taken(upstream):
@@ -143,6 +143,8 @@ class Stitcher:
                 self.items.append(None)
             if self.indexes[upstream] != upstream:
                 self.transparent = False
+        if item is not None and self._is_approval(item):
+            return None  # whatever stood at this index before
         return self.indexes[upstream]
 
     def _hides(self, item: Json) -> bool:
@@ -152,7 +154,10 @@ class Stitcher:
             if label in self.listed:
                 return True
             self.listed.append(label)
-        return kind in HIDDEN_ITEMS and not self.show_approvals
+        return self._is_approval(item)
+
+    def _is_approval(self, item: Json) -> bool:
+        return item.get("type") in HIDDEN_ITEMS and not self.show_approvals
 
     def _shown_item(self, item: Json) -> Json:
         absorbed = item.get("approval_request_id") is not None and not self.show_approvals

@@ -14,7 +14,7 @@ from typing import Any
 from gateway.errors import GatepassError
 from gateway.exchange.document import dump, parse
 from gateway.exchange.enforcement import enforce
-from gateway.exchange.inspection import inspect
+from gateway.exchange.inspection import Findings, inspect
 from gateway.exchange.messages import ServerFacts
 from tests.fuzz.sources import KINDS, changed, some, written
 
@@ -122,7 +122,7 @@ def check(raw: bytes) -> str:
         return _refusal(error)
     assert dump(parse(sent)) == sent, "written again it is another"
     bound = {binding.tool_index for binding in enforced.bindings}
-    _judge(json.loads(sent), bound, wish=bool(findings.sent_approvals))
+    _judge(json.loads(sent), bound, findings)
     return "accepted"
 
 
@@ -139,7 +139,7 @@ def _match(url: str | None, label: str) -> ServerFacts | None:
     return None
 
 
-def _judge(body: Any, bound: set[int], *, wish: bool) -> None:
+def _judge(body: Any, bound: set[int], findings: Findings) -> None:
     for index, tool in enumerate(body.get("tools") or []):
         if _folded(tool.get("type")) == "mcp":
             _judge_mcp(tool, index in bound)
@@ -149,11 +149,16 @@ def _judge(body: Any, bound: set[int], *, wish: bool) -> None:
         _no_danger(tool, f"tools[{index}]")
     items = body.get("input")
     for index, item in enumerate(items if isinstance(items, list) else []):
-        _no_danger(item, f"input[{index}]")
+        if item.get("type") in {"mcp_list_tools", "mcp_call", "mcp_approval_request"}:
+            # Whether it was handed out is for the database to say: it must be asked.
+            assert item in [sent.item for sent in findings.sent_items], "nobody looks it up"
+        else:
+            _no_danger(item, f"input[{index}]")
     for name in body:
         assert name in _TELLING or _folded(name) not in _FOLDED, f"{name!r} could be another"
     assert not body.get("prompt")
-    assert not body.get("conversation")
+    conversation = body.get("conversation")
+    assert conversation in (None, findings.conversation, {"id": findings.conversation})
 
 
 def _judge_mcp(tool: dict[str, Any], bound: bool) -> None:
