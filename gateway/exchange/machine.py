@@ -310,22 +310,30 @@ class Exchange:
 
     def _rejected(self, event: Rejected) -> list[Command]:
         self._must_be("forwarding")
-        headers = dict(event.headers)
-        if self._repeats_a_question():
-            headers["x-should-retry"] = "false"
         commands = self._settle("not_sent" if _never_ran(event) else "unknown")
-        return commands + self._failed(Fault(event.status, event.body, headers))
+        fault = Fault(event.status, event.body, event.headers)
+        return commands + self._failed(self._once_only(fault))
 
     def _broken(self, event: Broken) -> list[Command]:
         self._must_be("forwarding")
-        retry = _NO_RETRY if event.sent or self._repeats_a_question() else {}
         commands = self._settle("unknown" if event.sent else "not_sent")
-        error = _error(event.message, "upstream_failed")
-        return commands + self._failed(Fault(502, {"error": error}, retry))
+        body = {"error": _error(event.message, event.code)}
+        fault = Fault(event.status, body, _NO_RETRY if event.sent else {})
+        return commands + self._failed(self._once_only(fault))
 
-    def _repeats_a_question(self) -> bool:
-        """A client's retry would start over with round one and ask people once more."""
+    @property
+    def has_asked(self) -> bool:
+        """Whether calls have been put up for decision: to start over would ask people again."""
         return self.stitcher.round > 0 or bool(self.told)
+
+    def _once_only(self, fault: Fault) -> Fault:
+        """The fault as no client repeats it, where a repetition would ask people once more. Some
+        read the status and nothing else.
+        """
+        if not self.has_asked:
+            return fault
+        status = 424 if fault.status in _REPEATED or fault.status >= 500 else fault.status
+        return Fault(status, fault.body, {**fault.headers, **_NO_RETRY})
 
     def _failed(self, fault: Fault) -> list[Command]:
         self._enter("failed")
@@ -409,6 +417,8 @@ _PLAIN = (
 _ENDED = {"response.mcp_call.completed": "executed", "response.mcp_call.failed": "failed"}
 #: What reading a document raises when it is of another shape.
 _MALFORMED = (TypeError, AttributeError, KeyError, IndexError, ValueError)
+#: Statuses below 500 after which clients send the same request again by themselves.
+_REPEATED = frozenset({408, 409, 429})
 _NO_RETRY = {"x-should-retry": "false"}
 #: Answers that Azure gives before it does anything.
 _BEFORE_ANYTHING = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429})

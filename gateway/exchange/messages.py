@@ -137,10 +137,15 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The round ended without a terminal frame. `sent`: whether Azure may have acted on it."""
+    """The round ended without a terminal frame. `sent`: whether Azure may have acted on it.
+
+    `code` and `status` are what the app is told.
+    """
 
     message: str
     sent: bool
+    code: str = "upstream_failed"
+    status: int = 502
 
 
 @dataclass(frozen=True, slots=True)

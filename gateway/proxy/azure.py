@@ -2,7 +2,7 @@
 
 Retries nothing that could run twice: only what Azure provably did not start (no connection, a
 parent not visible yet, a rejection before the start) is tried again. Redirects are never
-followed. A round that releases a call uses a fresh connection, because a kept-alive one that
+followed. A round that answers approvals uses a connection of its own, because a kept one that
 Azure has closed is a retry in disguise.
 """
 
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -118,11 +119,14 @@ class Azure:
 
     @contextlib.asynccontextmanager
     async def request(
-        self, method: str, path: str, wire: Wire, body: bytes | None = None, *, fresh: bool = False
+        self, method: str, path: str, wire: Wire, body: bytes | None = None, *, once: bool = True
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request below the resource's root, exactly once. `path` starts without a slash."""
-        session = self._fresh if fresh else self._pooled
-        if session is None or self._upstream is None:
+        """One request below the resource's root. `path` starts without a slash.
+
+        `once`: it must not reach Azure twice, so it takes a connection of its own. Another one
+        takes a kept connection, and is sent again where Azure had just closed that.
+        """
+        if self._fresh is None or self._pooled is None or self._upstream is None:
             raise Unavailable(
                 "No Azure resource is configured: set GATEPASS_UPSTREAM_URL and its key.",
                 code="upstream_not_configured",
@@ -130,13 +134,19 @@ class Azure:
         headers = {**wire.headers, "api-key": self._upstream.key}
         if body is not None:
             headers["content-type"] = "application/json"
-        async with session.request(
-            method,
-            self._address(path, wire.query),
-            headers=headers,
-            data=body,
-            allow_redirects=False,
-        ) as response:
+        url = self._address(path, wire.query)
+        send = partial(self._fresh.request, method, url, headers=headers, data=body)
+        if once:
+            response = await send(allow_redirects=False)
+        else:
+            pooled = partial(self._pooled.request, method, url, headers=headers, data=body)
+            try:
+                response = await pooled(allow_redirects=False)
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                response = await send(allow_redirects=False)
+        async with response:
             yield response
 
     def _address(self, path: str, query: Mapping[str, str | list[str]]) -> URL:
@@ -154,7 +164,7 @@ class Azure:
         """
         raw = None if body is None else dump(body)
         try:
-            async with self.request(method, path, wire, raw) as response:
+            async with self.request(method, path, wire, raw, once=method == "POST") as response:
                 if response.status >= 300:
                     raise Declined(await rejection(response, self.scrubber))
                 document = read(self.scrubber.clean(await response.read()))
@@ -172,15 +182,15 @@ class Azure:
             document, scrubber = await self._with_credentials(turn.body, turn.bindings)
             raw = dump(document)
         except GatepassError as error:
-            yield Broken(error.message, sent=False)
+            yield Broken(error.message, sent=False, code=error.code, status=error.status)
             return
+        answers = turn.round > 0 or bool(turn.releases or turn.denials)
         attempt = 0
         while True:
             async with contextlib.aclosing(
-                self._attempt(raw, wire, scrubber, fresh=bool(turn.releases))
+                self._attempt(raw, wire, scrubber, once=answers)
             ) as events:
                 first = await anext(events, None)
-                answers = turn.round > 0 or bool(turn.releases or turn.denials)
                 pause = _pause(first, attempt, resumes=answers)
                 if pause is None:
                     if first is not None:
@@ -205,7 +215,7 @@ class Azure:
         streaming = Wire(wire.headers, {**wire.query, "stream": "true"})
         for way in (streaming, wire) if turn.body.get("stream") else (wire,):
             try:
-                async with self.request("GET", path, way) as response:
+                async with self.request("GET", path, way, once=False) as response:
                     if response.status >= 300 and way is streaming:
                         continue
                     async for event in self._events(response, wire, scrubber):
@@ -216,11 +226,11 @@ class Azure:
                 return
 
     async def _attempt(
-        self, raw: bytes, wire: Wire, scrubber: Scrubber, *, fresh: bool
+        self, raw: bytes, wire: Wire, scrubber: Scrubber, *, once: bool
     ) -> AsyncGenerator[Event, None]:
         answered = False
         try:
-            async with self.request("POST", "responses", wire, raw, fresh=fresh) as response:
+            async with self.request("POST", "responses", wire, raw, once=once) as response:
                 answered = True
                 async for event in self._events(response, wire, scrubber):
                     yield event
@@ -256,7 +266,9 @@ class Azure:
         while status in {"queued", "in_progress"}:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 5.0)
-            async with self.request("GET", f"responses/{response['id']}", wire) as answer:
+            async with self.request(
+                "GET", f"responses/{response['id']}", wire, once=False
+            ) as answer:
                 if answer.status >= 500 or answer.status in {404, 429}:
                     continue  # not readable yet, or busy: the response itself goes on
                 if answer.status >= 300:

@@ -246,7 +246,8 @@ class Driver:
         try:
             await self._claim(turn)
         except GatepassError as error:
-            return await self._carry_out(self._exchange.receive(Broken(error.message, sent=False)))
+            broken = Broken(error.message, sent=False, code=error.code, status=error.status)
+            return await self._carry_out(self._exchange.receive(broken))
         azure, wire = self._tools.azure, self._assignment.wire
         following, self._following = self._following, None
         source = azure.follow(following, turn, wire) if following else azure.round(turn, wire)
@@ -414,7 +415,8 @@ class Driver:
             "param": None,
             "code": error.code if isinstance(error, GatepassError) else "internal_error",
         }
-        fault = Fault(503, {"error": body}, {"x-should-retry": "false"})
+        status = 424 if self._exchange.has_asked else 503
+        fault = Fault(status, {"error": body}, {"x-should-retry": "false"})
         response = None
         if self._exchange.id is not None:
             frames = self._exchange.stitcher.failure(body, told=False)

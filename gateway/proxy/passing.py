@@ -82,7 +82,9 @@ class Passing:
         trace = _Trace(self.clock(), call.id, app, asked)
         try:
             for pause in (*(PAUSES if patient else ()), None):
-                async with self.azure.request("POST", "responses", wire, raw) as response:
+                async with self.azure.request(
+                    "POST", "responses", wire, raw, once=False
+                ) as response:
                     if response.status < 300:
                         await self._answered(call, response, exchange, trace)
                         break
