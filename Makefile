@@ -13,7 +13,7 @@ demo: .venv/.demo ## held call, from nothing to a decision, in two minutes (ARGS
 	@$(BIN)/gatepass demo $(ARGS)
 
 test: clients ## the whole suite (T=tests/unit/test_x.py for a part, N=4 for four processes)
-	@$(BIN)/pytest $(if $(N),-n $(N) --dist loadgroup) $(T)
+	@$(BIN)/pytest $(if $(N),-n $(N)) $(T)
 
 check: .venv/.test ## format, lint, types, import contracts, fast tests: under a minute
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }

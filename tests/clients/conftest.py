@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
 import os
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -14,21 +18,35 @@ from tests.support.clients import Case
 
 
 def _cases(session: pytest.Session) -> list[Case]:
-    """What the selected tests will ask for."""
+    """What the selected tests will ask for, and can be run here."""
     found: dict[str, Case] = {}
     for item in session.items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         case = parameters.get("case")
-        if isinstance(case, Case):
+        if isinstance(case, Case) and missing(case.client) is None:
             found[case.name] = case
     return list(found.values())
 
 
 @pytest.fixture(scope="session")
 def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
-    """All cases of this session, played at once."""
-    cases = [case for case in _cases(request.session) if missing(case.client) is None]
-    played = asyncio.run(play(cases, tmp_path_factory.mktemp("clients")))
+    """All cases of this session, played at once; by one process, however many run the tests."""
+    cases = _cases(request.session)
+    folder = tmp_path_factory.mktemp("clients")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _play(cases, folder)
+    shared = tmp_path_factory.getbasetemp().parent / "clients.json"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if shared.exists():
+            return Played(**json.loads(shared.read_text()))
+        played = _play(cases, folder)
+        shared.write_text(json.dumps(asdict(played)))
+        return played
+
+
+def _play(cases: list[Case], folder: Path) -> Played:
+    played = asyncio.run(play(cases, folder))
     if os.environ.get("RECORD"):
         write(played.reports)
     return played

@@ -15,7 +15,7 @@ from tests.clients.environments import missing
 from tests.clients.results import measured, recorded
 from tests.support.clients import CLIENTS, Case, cases_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.e2e
 Report = dict[str, Any]
 
 
