@@ -168,6 +168,8 @@ async def _decide(gateway: Gateway, request: dict[str, Any], played: Played) -> 
     asked: str = json.loads(request["arguments"])["reference"]
     played.approvals.append(asked)
     capability = asked.partition("/")[2].partition(":")[0]
+    if capability == "cancel":
+        return
     age = (utc_now() - datetime.fromisoformat(request["created_at"])).total_seconds()
     await asyncio.sleep(max(0.0, THOUGHT.get(capability, 0.0) - age))
     await gateway.review(request, "deny" if capability == "denied" else "approve")

@@ -27,7 +27,7 @@ def missing(client: Client) -> str | None:
     if client.family == "curl" and not shutil.which("curl"):
         return "curl is not installed"
     if client.family in NODE and not _has_node():
-        return "Node.js 20 or newer, with npm, is not installed: its clients are left out"
+        return "Node.js 18 or newer, with npm, is not installed: its clients are left out"
     if not is_built(client):
         return "the environments of the clients are not built: make clients"
     return None
@@ -63,7 +63,7 @@ def _has_node() -> bool:
     if not shutil.which("node") or not shutil.which("npm"):
         return False
     done = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
-    return int(done.stdout.lstrip("v").partition(".")[0] or 0) >= 20
+    return int(done.stdout.lstrip("v").partition(".")[0] or 0) >= 18
 
 
 def _digest(lock: Path) -> str:
@@ -113,7 +113,7 @@ def main() -> int:
     """Build what is missing, two at a time."""
     wanted = [client for client in CLIENTS if not is_built(client)]
     if any(client.family in NODE for client in wanted) and not _has_node():
-        print("Node.js 20 or newer, with npm, is not installed: its clients are left out")
+        print("Node.js 18 or newer, with npm, is not installed: its clients are left out")
         if os.environ.get("CI") == "true":
             return 1
         wanted = [client for client in wanted if client.family not in NODE]

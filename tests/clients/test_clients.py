@@ -25,10 +25,17 @@ def each(*names: str, modes: tuple[str, ...] = ()) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
 
-@each("text", "azure", "function", "image", "chain", "stored", "background", "resume")
+@each("text", "azure", "function", "image", "chain", "reasoning", "stored", "background", "resume")
 def test_what_works_at_azure_works_here(case: Case, report: Report) -> None:
     assert report["ok"], report["error"]
     assert report["id"].startswith("resp_")
+
+
+@each("cancel")
+def test_what_an_app_cancels_is_not_carried_out(case: Case, report: Report, played: Played) -> None:
+    assert report["ok"], report["error"]
+    assert report["statuses"][-2:] == ["cancelled", "cancelled"]
+    assert (played.people_asked(case), played.executed(case)) == (1, 0)
 
 
 @each("wait", modes=("plain",))

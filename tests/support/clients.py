@@ -114,8 +114,10 @@ CAPABILITIES = (
     Capability("function", "Function calling", _PLAIN_EVERYWHERE),
     Capability("image", "Image input, URL and base64", _PLAIN_EVERYWHERE),
     Capability("chain", "Chaining by id, and by sending everything again", _PLAIN_EVERYWHERE),
+    Capability("reasoning", "Encrypted reasoning, nothing stored", _PLAIN),
     Capability("stored", "Retrieve, list the input, delete", _PLAIN),
     Capability("background", "Background: polled", _PLAIN),
+    Capability("cancel", "Background: cancelled while it is held", _PLAIN),
     Capability(
         "resume",
         "Background: stream left and taken up again",

@@ -150,6 +150,20 @@ async def chain(run: Run) -> None:
 
 
 @play
+async def reasoning(run: Run) -> None:
+    kept = {"store": False, "include": ["reasoning.encrypted_content"], "tools": [run.tool()]}
+    body = {**kept, "model": "o4-mini", "reasoning": {"effort": "medium"}}
+    question = {"role": "user", "content": run.transfer()}
+    first = await create(run, input=[question], **body)
+    thoughts = [item for item in first["output"] if item["type"] == "reasoning"]
+    equal(bool(thoughts), True, "thoughts")
+    equal([bool(item["encrypted_content"]) for item in thoughts], [True] * len(thoughts), "them")
+    again = {"role": "user", "content": "And then?"}
+    final = await create(run, input=[question, *first["output"], again], **body)
+    equal("And then?" in text_in(final), True, text_in(final))
+
+
+@play
 async def stored(run: Run) -> None:
     final = await create(run, input="Keep this")
     path = f"/{final['id']}"
@@ -174,6 +188,19 @@ async def background(run: Run) -> None:
     run.seen["statuses"] = statuses
     run.check_held(response, text_in(response))
     run.keep(response, text_in(response))
+
+
+@play
+async def cancel(run: Run) -> None:
+    response = await create(run, input=run.transfer(), tools=[run.tool()], background=True)
+    # Long enough for the call to be held.
+    await asyncio.sleep(4)
+    statuses = []
+    for action, post in (("", ()), ("/cancel", ("-X", "POST")), ("/cancel", ("-X", "POST"))):
+        path = f"/{response['id']}{action}?api-version=preview"
+        statuses.append(json.loads(b"".join(await curl(run, path, *post)))["status"])
+    run.seen["statuses"] = statuses
+    equal(statuses[0], "in_progress", "before")
 
 
 @play

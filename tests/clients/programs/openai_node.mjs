@@ -141,6 +141,25 @@ await main({
     equal(last.includes('And with everything?'), true, last);
   },
 
+  async reasoning(run) {
+    const client = clientOf(run);
+    const body = {
+      model: 'o4-mini',
+      reasoning: { effort: 'medium' },
+      store: false,
+      include: ['reasoning.encrypted_content'],
+      tools: [run.tool()],
+    };
+    const question = { role: 'user', content: run.transfer() };
+    const first = await client.responses.create({ ...body, input: [question] });
+    const thoughts = first.output.filter((item) => item.type === 'reasoning');
+    equal(thoughts.length > 0, true, 'thoughts');
+    equal(thoughts.every((item) => item.encrypted_content), true, 'encrypted');
+    const input = [question, ...first.output, { role: 'user', content: 'And then?' }];
+    const [, text] = await ask(run, client, { ...body, input });
+    equal(text.includes('And then?'), true, text);
+  },
+
   async stored(run) {
     const client = clientOf(run);
     const [final, text] = await ask(run, client, { input: 'Keep this' });
@@ -167,6 +186,22 @@ await main({
     run.seen.statuses = statuses;
     checkHeld(response, response.output_text);
     run.keep(response, response.output_text);
+  },
+
+  async cancel(run) {
+    const client = clientOf(run);
+    const body = { model: MODEL, input: run.transfer(), tools: [run.tool()], background: true };
+    let response = await client.responses.create(body);
+    // Long enough for the call to be held.
+    await sleep(4);
+    const statuses = [(await client.responses.retrieve(response.id)).status];
+    for (let time = 0; time < 2; time += 1) {
+      response = await client.responses.cancel(response.id);
+      statuses.push(response.status);
+    }
+    run.keep(response, '');
+    run.seen.statuses = statuses;
+    equal(statuses[0], 'in_progress', 'before');
   },
 
   async resume(run) {

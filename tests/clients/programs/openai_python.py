@@ -1,15 +1,11 @@
 """The official Python client, in whichever version the interpreter's environment holds.
 
-One function for each capability; sync and async clients, plain calls, raw streams and the
-accumulating helper go the same way through it.
+One function for each capability; how a request is made and read is in openai_asking.py.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
@@ -27,6 +23,7 @@ from checks import (
     main,
     text_of,
 )
+from openai_asking import ask, client_of, collected, opened, settled
 
 PLAYS: dict[str, Play] = {}
 RUNNING = {"queued", "in_progress"}
@@ -36,81 +33,6 @@ def play(function: Play) -> Play:
     """Of the capability that is the function's name."""
     PLAYS[function.__name__] = function
     return function
-
-
-def client_of(run: Run, kind: str = "OpenAI", **options: Any) -> Any:
-    """A client that counts what it posts."""
-
-    def count(request: Any) -> None:
-        run.attempts += request.method == "POST"
-
-    async def count_async(request: Any) -> None:
-        count(request)
-
-    if run.asynchronous:
-        kind = f"Async{kind}"
-        http = openai.DefaultAsyncHttpxClient(event_hooks={"request": [count_async]})
-    else:
-        http = openai.DefaultHttpxClient(event_hooks={"request": [count]})
-    if kind.endswith("AzureOpenAI"):
-        return getattr(openai, kind)(http_client=http, **options)
-    options = {"base_url": f"{run.url}/openai/v1/", "api_key": run.key, **options}
-    return getattr(openai, kind)(http_client=http, **options)
-
-
-async def settled(value: Any) -> Any:
-    """What a call of either kind of client returns."""
-    return await value if inspect.isawaitable(value) else value
-
-
-@asynccontextmanager
-async def opened(manager: Any) -> AsyncIterator[Any]:
-    """Inside a stream helper of either kind."""
-    if hasattr(manager, "__aenter__"):
-        async with manager as inside:
-            yield inside
-    else:
-        with manager as inside:
-            yield inside
-
-
-async def collected(stream: Any, limit: int | None = None) -> list[dict[str, Any]]:
-    """Its events, as many as wanted, as plain data."""
-    events: list[dict[str, Any]] = []
-    if hasattr(stream, "__aiter__"):
-        async for event in stream:
-            events.append(event.to_dict())
-            if len(events) == limit:
-                break
-    else:
-        for event in stream:
-            events.append(event.to_dict())
-            if len(events) == limit:
-                break
-    return events
-
-
-async def ask(run: Run, client: Any, **body: Any) -> tuple[dict[str, Any], str]:
-    """One request in the mode of the run: the final response and its text."""
-    body = {"model": MODEL, **body}
-    if run.mode == "stream":
-        events = await collected(await settled(client.responses.create(stream=True, **body)))
-        final, text = check_events(events), text_of(events)
-        run.seen["events"] = len(events)
-    elif run.mode == "helper":
-        async with opened(client.responses.stream(**body)) as stream:
-            events = await collected(stream)
-            response = await settled(stream.get_final_response())
-        final, text = response.to_dict(), response.output_text
-        equal(check_events(events)["id"], final["id"], "id")
-        equal(text_of(events), text, "deltas")
-        run.seen["events"] = len(events)
-    else:
-        response = await settled(client.responses.create(**body))
-        final, text = response.to_dict(), response.output_text
-    check_hidden(final)
-    run.keep(final, text)
-    return final, text
 
 
 @play
@@ -203,6 +125,21 @@ async def chain(run: Run) -> None:
 
 
 @play
+async def reasoning(run: Run) -> None:
+    client = client_of(run)
+    kept = {"store": False, "include": ["reasoning.encrypted_content"], "tools": [run.tool()]}
+    body = {**kept, "model": "o4-mini", "reasoning": {"effort": "medium"}}
+    question = {"role": "user", "content": run.transfer()}
+    first = await settled(client.responses.create(input=[question], **body))
+    thoughts = [item for item in first.output if item.type == "reasoning"]
+    equal([bool(item.encrypted_content) for item in thoughts], [True] * len(thoughts), "encrypted")
+    equal(bool(thoughts), True, "thoughts")
+    whole = [question, *first.output, {"role": "user", "content": "And then?"}]
+    _, text = await ask(run, client, input=whole, **body)
+    equal("And then?" in text, True, text)
+
+
+@play
 async def stored(run: Run) -> None:
     client = client_of(run)
     final, text = await ask(run, client, input="Keep this")
@@ -232,6 +169,22 @@ async def background(run: Run) -> None:
     run.seen["statuses"] = statuses
     run.check_held(response.to_dict(), response.output_text)
     run.keep(response.to_dict(), response.output_text)
+
+
+@play
+async def cancel(run: Run) -> None:
+    client = client_of(run)
+    body = {"model": MODEL, "input": run.transfer(), "tools": [run.tool()], "background": True}
+    response = await settled(client.responses.create(**body))
+    # Long enough for the call to be held.
+    time.sleep(4)
+    statuses = [(await settled(client.responses.retrieve(response.id))).status]
+    for _ in range(2):
+        response = await settled(client.responses.cancel(response.id))
+        statuses.append(response.status)
+    run.keep(response.to_dict(), response.output_text)
+    run.seen["statuses"] = statuses
+    equal(statuses[0], "in_progress", "before")
 
 
 @play
