@@ -12,7 +12,7 @@ help: ## this list
 demo: .venv/.demo ## held call, from nothing to a decision, in two minutes (ARGS=--once: without a person)
 	@$(BIN)/gatepass demo $(ARGS)
 
-test: .venv/.test ## the whole suite (T=tests/unit/test_x.py for a part, N=4 for four processes)
+test: clients ## the whole suite (T=tests/unit/test_x.py for a part, N=4 for four processes)
 	@$(BIN)/pytest $(if $(N),-n $(N)) $(T)
 
 check: .venv/.test ## format, lint, types, import contracts, fast tests: under a minute
@@ -26,8 +26,15 @@ check: .venv/.test ## format, lint, types, import contracts, fast tests: under a
 format: .venv/.test ## write the code the way check wants it
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-e2e: .venv/.test ## real server processes and the official clients
-	@$(BIN)/pytest tests/e2e $(T)
+e2e: clients ## real server processes and the official clients
+	@$(BIN)/pytest tests/e2e tests/clients $(T)
+
+clients: .venv/.test ## the clients, each in an environment of its own (Node.js for some of them)
+	@$(BIN)/python -m tests.clients.environments
+
+compatibility: clients ## play every client, and rewrite docs/compatibility.md with what was seen
+	@RECORD=1 $(BIN)/pytest -q tests/clients
+	@$(BIN)/python docs/generate.py
 
 ui: .venv/.test ## pages in a real Chromium, with accessibility checks
 	@$(BIN)/pytest tests/ui $(T)
@@ -73,6 +80,8 @@ messages: .venv/.test ## collect the texts of pages and bring the translations u
 lock: ## resolve requirements/*.in again (needs uv)
 	@command -v uv >/dev/null || { echo "uv is needed: https://docs.astral.sh/uv"; exit 2; }
 	@for name in build base demo test; do uv pip compile requirements/$$name.in --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-header --no-annotate -o requirements/$$name.lock; done
+	@for name in openai-1 openai-2 openai-3 agents; do uv pip compile requirements/clients/$$name.in --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-header --no-annotate -o requirements/clients/$$name.lock; done
+	@for name in node-6 node-7 node-ai; do (cd tests/clients/$$name && rm -f package-lock.json && npm install --package-lock-only --silent) || exit 1; done
 
 clean: ## remove what can be made again (keeps data/)
 	@rm -rf .venv build dist htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
@@ -85,4 +94,4 @@ clean: ## remove what can be made again (keeps data/)
 .venv/.test: requirements/test.lock
 	@sh requirements/install.sh test && touch .venv/.demo
 
-.PHONY: help demo test check format e2e ui cov bench fuzz image chart docs run dev migrate migration messages lock clean
+.PHONY: help demo test check format e2e clients compatibility ui cov bench fuzz image chart docs run dev migrate migration messages lock clean

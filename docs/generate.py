@@ -1,4 +1,4 @@
-"""Rewrite what the documents can take from the code: the settings and the map of modules.
+"""Rewrite what the documents can take from elsewhere: settings, modules, results of the clients.
 
 Replaces the text between `<!-- generated: NAME -->` and `<!-- end -->`; touches nothing else.
 With `--check` writes nothing and exits 1 when a file would change.
@@ -7,6 +7,7 @@ With `--check` writes nothing and exits 1 when a file would change.
 from __future__ import annotations
 
 import ast
+import json
 import sys
 import types
 import typing
@@ -77,9 +78,43 @@ def _first_sentence(package: Path) -> str:
     return paragraph.split(". ")[0].rstrip(".").replace("|", "\\|")
 
 
+def compatibility() -> Iterator[str]:
+    """One row per capability and mode, one column per client, as the tests measured it."""
+    document = json.loads((ROOT / "tests" / "clients" / "results.json").read_text())
+    clients, results = document["clients"], document["results"]
+    yield f"| | | {' | '.join(clients.values())} |"
+    yield "|---|---|" + ":-:|" * len(clients)
+    notes: list[str] = []
+    for capability in document["capabilities"]:
+        title = capability["title"]
+        if capability["note"]:
+            notes.append(capability["note"])
+            title += f" <sup>{len(notes)}</sup>"
+        for mode in _modes(capability["name"], results):
+            name = f"{capability['name']}:{mode}"
+            cells = " | ".join(_cell(name, results[client]) for client in clients)
+            yield f"| {title} | {mode} | {cells} |"
+            title = ""
+    yield ""
+    for number, note in enumerate(notes, 1):
+        yield f"{number}. {note}"
+
+
+def _modes(capability: str, results: dict[str, dict[str, str]]) -> list[str]:
+    names = [name.partition(":") for own in results.values() for name in own]
+    found = [mode.removesuffix("-async") for own, _, mode in names if own == capability]
+    return list(dict.fromkeys(found))
+
+
+def _cell(name: str, own: dict[str, str]) -> str:
+    found = {own[each] for each in (name, f"{name}-async") if each in own}
+    return "✖" if "breaks" in found else "✔" if found else "—"
+
+
 PARTS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "settings": ("docs/configuration-reference.md", settings),
     "modules": ("ARCHITECTURE.md", modules),
+    "compatibility": ("docs/compatibility.md", compatibility),
 }
 
 

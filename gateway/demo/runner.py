@@ -90,6 +90,9 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=1,
+        # Longer than a client keeps an idle connection, as the real service does: whoever ends it
+        # first must not be the one who may be sent a request at that moment.
+        timeout_keep_alive=60,
     )
 
 

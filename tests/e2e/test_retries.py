@@ -188,7 +188,7 @@ async def test_a_rate_limit_without_an_end_is_told_and_not_executed(gateway: Gat
     asking = Asking(gateway, {}, input=text)
     await gateway.decide()
     answer = await asking.task
-    assert (answer.status_code, answer.headers["x-should-retry"]) == (429, "false")
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (424, "false")
     [request] = await settled(gateway)
     assert (request["state"], request["execution"]) == ("approved", "not_sent")
     assert await gateway.effects() == []
@@ -234,10 +234,10 @@ async def settled(gateway: Gateway) -> list[dict[str, Any]]:
 
 FAULTS = [
     # fault, status, code, execution, effects
-    ("server-error", 500, "server_error", "unknown", 0),
+    ("server-error", 424, "server_error", "unknown", 0),
     ("content-filter", 400, "content_filter", "unknown", 0),
-    ("drop-before-bytes", 502, "upstream_failed", "unknown", 1),
-    ("drop-stream", 502, "upstream_failed", "unknown", 1),
+    ("drop-before-bytes", 424, "upstream_failed", "unknown", 1),
+    ("drop-stream", 424, "upstream_failed", "unknown", 1),
 ]
 
 
