@@ -26,12 +26,14 @@ from gateway.jobs import Jobs
 from gateway.proxy.azure import Azure, Upstream
 from gateway.proxy.clients import Limits
 from gateway.proxy.creating import Creation
+from gateway.proxy.credentials import Credentials
 from gateway.proxy.driver import Tools
 from gateway.proxy.live import Hub
 from gateway.proxy.passing import Passing
 from gateway.proxy.recovery import Recovery
 from gateway.proxy.retrieval import Retrieval
 from gateway.proxy.routes import Edge, Proxy
+from gateway.registry.access_tokens import AccessTokens
 from gateway.registry.directory import Directory
 from gateway.services import Services
 from gateway.store.database import open_database
@@ -113,6 +115,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         tools=tools,
         creation=creation,
         retrieval=Retrieval(services.approvals, azure, hub, clock, heartbeat),
+        credentials=Credentials(services.directory, AccessTokens(services.directory, clock)),
     )
     recovery = Recovery(tools, hub)
 

@@ -16,7 +16,6 @@ import orjson
 
 from gateway.audit import records
 from gateway.audit.ledger import Ledger
-from gateway.audit.records import Actor
 from gateway.errors import GatepassError, UpstreamFailed
 from gateway.exchange.document import dump
 from gateway.exchange.machine import Exchange
@@ -222,7 +221,7 @@ class _Trace:
         return records.make(
             "request.completed",
             now=now,
-            actor=Actor("app", self.app.id, "key"),
+            actor=self.app.actor,
             subject={"app": self.app.name},
             key=self.request_id,
             fields=fields,

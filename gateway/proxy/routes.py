@@ -13,12 +13,12 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.audit import records
-from gateway.audit.records import Actor
-from gateway.errors import GatepassError, NotAllowed, NotFound, Refused
+from gateway.errors import GatepassError, NotFound
 from gateway.exchange.messages import Bypass
 from gateway.proxy import surface
 from gateway.proxy.azure import Wire
 from gateway.proxy.creating import Creation
+from gateway.proxy.credentials import Credentials
 from gateway.proxy.driver import Tools
 from gateway.proxy.http import Call, ClientGone
 from gateway.proxy.passing import internal
@@ -45,6 +45,7 @@ class Edge:
     tools: Tools
     creation: Creation
     retrieval: Retrieval
+    credentials: Credentials
 
 
 class Proxy:
@@ -61,7 +62,7 @@ class Proxy:
         call = Call(scope, receive, send)
         app: AppView | None = None
         try:
-            app = await self._authenticate(call)
+            app = await self._edge.credentials.app_of(call)
             await self._route(call, app)
         except ClientGone:
             return
@@ -71,15 +72,7 @@ class Proxy:
             log.exception("proxy.failed", request=call.id)
             await call.fail(internal(error))
 
-    # --- who asks ---------------------------------------------------------------------------
-
-    async def _authenticate(self, call: Call) -> AppView:
-        key = _credential(call)
-        directory = self._edge.tools.directory
-        app = directory.authenticate(key) or await directory.recheck(key)
-        if app is None:
-            raise _unauthenticated("The key is not one of this gateway's, or was revoked.")
-        return app
+    # --- what is refused --------------------------------------------------------------------
 
     async def _refused(self, call: Call, app: AppView | None, error: GatepassError) -> None:
         refusals_total.labels(code=error.code).inc()
@@ -104,7 +97,7 @@ class Proxy:
         record = records.make(
             "security.refused",
             now=now,
-            actor=Actor("app", app.id, "key"),
+            actor=app.actor,
             subject={"app": app.name},
             key=call.id,
             fields=fields,
@@ -139,29 +132,6 @@ def wire_of(call: Call) -> Wire:
     headers = {name: value for name in _FORWARDED if (value := call.header(name)) is not None}
     query = {name: value for name, value in call.query if (name, value) in _PASSED_QUERY}
     return Wire(headers, query)
-
-
-def _credential(call: Call) -> str:
-    """The one key of a request; several are accepted only if they are equal."""
-    found: list[str] = []
-    bearer = call.header("authorization")
-    if bearer is not None:
-        scheme, _, value = bearer.partition(" ")
-        if scheme.lower() != "bearer" or not value:
-            raise _unauthenticated("The 'Authorization' header must be 'Bearer' and a key.")
-        found.append(value.strip())
-    key = call.header("api-key")
-    if key is not None:
-        found.append(key)
-    if not found:
-        raise _unauthenticated("Send your key as 'api-key' or as 'Authorization: Bearer'.")
-    if len(set(found)) > 1:
-        raise Refused("Two different keys were sent.", code="credentials_differ")
-    return found[0]
-
-
-def _unauthenticated(message: str) -> NotAllowed:
-    return NotAllowed(message, code="invalid_api_key", status=401)
 
 
 async def _refuse_socket(scope: Scope, send: Send) -> None:
