@@ -28,9 +28,11 @@ from gateway.proxy.clients import Limits
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
 from gateway.proxy.driver import Tools
+from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.live import Hub
 from gateway.proxy.passing import Passing
 from gateway.proxy.recovery import Recovery
+from gateway.proxy.relay import Relay
 from gateway.proxy.retrieval import Retrieval
 from gateway.proxy.routes import Edge, Proxy
 from gateway.registry.access_tokens import AccessTokens
@@ -111,10 +113,12 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         max_rounds=settings.max_rounds,
         max_body=settings.max_body_bytes,
     )
+    relay = Relay(azure, services.ledger, clock)
     edge = Edge(
         tools=tools,
         creation=creation,
         retrieval=Retrieval(services.approvals, azure, hub, clock, heartbeat),
+        forwarding=Forwarding(relay, services.db, settings.max_body_bytes),
         credentials=Credentials(services.directory, AccessTokens(services.directory, clock)),
     )
     recovery = Recovery(tools, hub)

@@ -20,6 +20,7 @@ from gateway.proxy.azure import Wire
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
 from gateway.proxy.driver import Tools
+from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.http import Call, ClientGone
 from gateway.proxy.passing import internal
 from gateway.proxy.retrieval import Retrieval
@@ -45,6 +46,7 @@ class Edge:
     tools: Tools
     creation: Creation
     retrieval: Retrieval
+    forwarding: Forwarding
     credentials: Credentials
 
 
@@ -116,6 +118,8 @@ class Proxy:
                 await edge.creation.create(call, app, wire, target.deployment)
             case "response" | "response.cancel" | "response.input_items":
                 await edge.retrieval.answer(call, app, target, wire)
+            case "chat" | "embeddings" | "models" | "model":
+                await edge.forwarding.answer(call, app, target, wire)
             case _:
                 raise NotFound("This part of the API is not here yet.", code="route_unknown")
 
