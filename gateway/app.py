@@ -28,6 +28,7 @@ from gateway.proxy.clients import Limits
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
 from gateway.proxy.driver import Tools
+from gateway.proxy.files import Files
 from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.live import Hub
 from gateway.proxy.passing import Passing
@@ -119,6 +120,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         creation=creation,
         retrieval=Retrieval(services.approvals, azure, hub, clock, heartbeat),
         forwarding=Forwarding(relay, services.db, settings.max_body_bytes),
+        files=Files(relay, services.db, settings.max_file_bytes),
         credentials=Credentials(services.directory, AccessTokens(services.directory, clock)),
     )
     recovery = Recovery(tools, hub)

@@ -13,7 +13,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 import orjson
@@ -32,6 +32,7 @@ from gateway.exchange.messages import (
     Rejected,
 )
 from gateway.exchange.sse import Frame, FrameReader
+from gateway.proxy.multipart import Form
 from gateway.registry.directory import Directory, ServerView
 from gateway.vault import Vault
 
@@ -76,6 +77,10 @@ class Wire:
         return {"headers": dict(self.headers), "query": dict(self.query)}
 
 
+#: JSON, or a file with what belongs to it.
+Body: TypeAlias = bytes | Form
+
+
 class Azure:
     """One per process. `open` before use, `close` at the end."""
 
@@ -113,7 +118,7 @@ class Azure:
 
     @contextlib.asynccontextmanager
     async def request(
-        self, method: str, path: str, wire: Wire, body: bytes | None = None, *, fresh: bool = False
+        self, method: str, path: str, wire: Wire, body: Body | None = None, *, fresh: bool = False
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request below the resource's root, exactly once. `path` starts without a slash."""
         session = self._fresh if fresh else self._pooled
@@ -123,13 +128,18 @@ class Azure:
                 code="upstream_not_configured",
             )
         headers = {**wire.headers, "api-key": self._upstream.key}
-        if body is not None:
+        data: bytes | AsyncIterator[bytes] | None = None
+        if isinstance(body, Form):
+            headers |= {"content-type": body.content_type, "content-length": str(body.length)}
+            data = body.chunks()
+        elif body is not None:
             headers["content-type"] = "application/json"
+            data = body
         async with session.request(
             method,
             self._address(path, wire.query),
             headers=headers,
-            data=body,
+            data=data,
             allow_redirects=False,
         ) as response:
             yield response

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -68,23 +68,27 @@ class Call:
         return value.decode("latin-1")
 
     async def body(self, limit: int) -> bytes:
-        """The whole body; raises `Refused` (413, 415) or `ClientGone`."""
-        encoding = self.header("content-encoding")
-        if encoding not in (None, "", "identity"):
-            raise Refused(
-                "Compressed bodies are not accepted; send the JSON as it is.",
-                code="content_encoding_unsupported",
-                status=415,
-            )
+        """The whole body, which must be JSON; raises `Refused` (413, 415) or `ClientGone`."""
         if not _JSON.fullmatch(self.header("content-type") or "application/json"):
             raise Refused(
                 "The body must be sent as application/json, in UTF-8.",
                 code="content_type_unsupported",
                 status=415,
             )
-        parts: list[bytes] = []
-        size = 0
-        while True:
+        parts = [part async for part in self.chunks(limit)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def chunks(self, limit: int) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, whatever it is; raises `Refused` (413, 415) or `ClientGone`."""
+        encoding = self.header("content-encoding")
+        if encoding not in (None, "", "identity"):
+            raise Refused(
+                "Compressed bodies are not accepted; send the body as it is.",
+                code="content_encoding_unsupported",
+                status=415,
+            )
+        size, more = 0, True
+        while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
@@ -94,9 +98,8 @@ class Call:
                 raise Refused(
                     f"The body is longer than {limit} bytes.", code="body_too_large", status=413
                 )
-            parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+            yield part
+            more = message.get("more_body", False)
 
     async def disconnected(self) -> None:
         """Return when the app closes its connection. Only after the body was read."""

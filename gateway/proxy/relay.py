@@ -19,7 +19,7 @@ import orjson
 from gateway.audit.ledger import Ledger
 from gateway.errors import GatepassError, UpstreamFailed
 from gateway.exchange.messages import Json
-from gateway.proxy.azure import Azure, Wire, passed_on, rejection
+from gateway.proxy.azure import Azure, Body, Wire, passed_on, rejection
 from gateway.proxy.clients import STREAM_HEADERS
 from gateway.proxy.http import Call, ClientGone
 from gateway.proxy.trace import Trace
@@ -37,7 +37,7 @@ class Ask:
     method: str
     path: str
     wire: Wire
-    body: bytes | None = None
+    body: Body | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from gateway.proxy.azure import Wire
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
 from gateway.proxy.driver import Tools
+from gateway.proxy.files import Files
 from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.http import Call, ClientGone
 from gateway.proxy.passing import internal
@@ -33,7 +34,7 @@ _PASSED_QUERY = frozenset(("api-version", value) for value in ("preview", "v1", 
 _RECORDED = frozenset(
     {
         "body_too_large", "content_encoding_unsupported", "content_type_unsupported",
-        "duplicate_header", "duplicate_member", "invalid_json", "invalid_type",
+        "duplicate_header", "duplicate_member", "invalid_form", "invalid_json", "invalid_type",
         "json_not_representable", "json_too_deep", "method_not_allowed", "number_out_of_range",
     }
 )  # fmt: skip
@@ -47,6 +48,7 @@ class Edge:
     creation: Creation
     retrieval: Retrieval
     forwarding: Forwarding
+    files: Files
     credentials: Credentials
 
 
@@ -120,6 +122,8 @@ class Proxy:
                 await edge.retrieval.answer(call, app, target, wire)
             case "chat" | "embeddings" | "models" | "model":
                 await edge.forwarding.answer(call, app, target, wire)
+            case "files" | "file" | "file.content":
+                await edge.files.answer(call, app, target, wire)
             case _:
                 raise NotFound("This part of the API is not here yet.", code="route_unknown")
 
