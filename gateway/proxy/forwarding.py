@@ -7,6 +7,7 @@ kind that this gateway does not know, is refused, so that they cannot tomorrow.
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ _UPSTREAM = {"chat": "chat/completions", "embeddings": "embeddings", "models": "
 _TOOLS = frozenset({"function", "custom"})
 #: Tools of the Responses API that run elsewhere.
 _REFUSED_TOOLS = frozenset({"mcp", "tool_search", "programmatic_tool_calling"})
+_LOOKED_AT = frozenset({"tools", "messages", "model", "stream"})
 _STORED = "it stands for tools, or for credentials, that nobody sees in the request"
 
 
@@ -76,13 +78,26 @@ class Forwarding:
 
 
 def _check_members(asked: Json) -> None:
-    for name in asked:
-        root = next((root for root in ("agent", "mcp") if name.startswith(root)), None)
-        root = "prompt" if name == "prompt" else root
-        if root is not None and asked[name] is not None:
+    for name, value in asked.items():
+        plain = _folded(name)
+        if plain in _LOOKED_AT and name not in _LOOKED_AT:
+            raise Bypass(
+                f"The member {name[:80]!r} could be taken for another.",
+                code="member_misspelt",
+                param=name[:80],
+            )
+        root = next((root for root in ("agent", "mcp") if plain.startswith(root)), None)
+        root = "prompt" if plain == "prompt" else root
+        if root is not None and value is not None:
             raise Bypass(
                 f"'{name[:80]}' is refused: {_STORED}.", code=f"{root}_refused", param=name[:80]
             )
+
+
+def _folded(name: str) -> str:
+    """A name as the most forgiving reader could take it."""
+    plain = unicodedata.normalize("NFKC", name[:200]).casefold()
+    return "".join(letter for letter in plain if letter.isalnum())
 
 
 def _check_tools(tools: Any) -> None:

@@ -197,6 +197,11 @@ async def test_an_error_of_azure_keeps_its_status_body_and_headers(house: House)
         ({"agent": {"name": "x"}}, "agent_refused"),
         ({"agent_reference": {"name": "x"}}, "agent_refused"),
         ({"mcp_servers": [{"url": "http://evil.example"}]}, "mcp_refused"),
+        ({"MCP-servers": [{"url": "http://evil.example"}]}, "mcp_refused"),
+        ({"Prompt": {"id": "pmpt_1"}}, "prompt_refused"),
+        ({"Tools": [{"type": "mcp"}]}, "member_misspelt"),
+        ({"ｔools": [{"type": "mcp"}]}, "member_misspelt"),
+        ({"_messages": []}, "member_misspelt"),
     ],
     ids=str,
 )
