@@ -27,13 +27,18 @@ from gateway.proxy.azure import Azure, Upstream
 from gateway.proxy.clients import Limits
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
+from gateway.proxy.credentials import Credentials
 from gateway.proxy.driver import Tools
+from gateway.proxy.files import Files
+from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.guard import Guard
 from gateway.proxy.live import Hub
 from gateway.proxy.passing import Passing
 from gateway.proxy.recovery import Recovery
+from gateway.proxy.relay import Relay
 from gateway.proxy.retrieval import Retrieval
 from gateway.proxy.routes import Edge, Proxy
+from gateway.registry.access_tokens import AccessTokens
 from gateway.registry.directory import Directory
 from gateway.services import Services
 from gateway.store.database import open_database
@@ -116,6 +121,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         max_rounds=settings.max_rounds,
         max_body=settings.max_body_bytes,
     )
+    relay = Relay(azure, services.ledger, clock)
     edge = Edge(
         tools=tools,
         creation=creation,
@@ -123,6 +129,9 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         conversations=Conversations(
             services.approvals, azure, clock, max_body=settings.max_body_bytes
         ),
+        forwarding=Forwarding(relay, services.db, settings.max_body_bytes),
+        files=Files(relay, services.db, settings.max_file_bytes),
+        credentials=Credentials(services.directory, AccessTokens(services.directory, clock)),
     )
     recovery = Recovery(tools, hub)
 
@@ -142,7 +151,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
     app.state.services = services
     app.proxy = Proxy(edge)
     names = site(settings.public_url, settings.listen, settings.allowed_hosts).hosts
-    app.guard = Guard(names, services.directory, services.ledger, clock)
+    app.guard = Guard(names, edge.credentials, services.ledger, clock)
     app.include_router(health.router())
     api.mount(app, services)
     web.mount(app, services)

@@ -139,6 +139,9 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Longest request body accepted from an app."
     )
+    max_file_bytes: int = Field(
+        512 * 1024 * 1024, ge=1024, description="Longest file that an app may upload."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="What is logged. Payloads never are."
     )

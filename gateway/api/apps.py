@@ -17,6 +17,15 @@ from gateway.registry.members import read_object
 from gateway.registry.settings import AppSettings, read_app
 
 
+class Identity(BaseModel):
+    """Whose access tokens stand for the app, instead of a key."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    issuer: str = Field(max_length=2048)
+    audience: str = Field(max_length=2048)
+    subject: str | None = Field(None, max_length=2048, description="sub, azp or appid of tokens.")
+
+
 class AppChange(BaseModel):
     """Everything configured of an app but its name."""
 
@@ -26,6 +35,7 @@ class AppChange(BaseModel):
     plain: Literal["patient", "strict"] = "patient"
     heartbeat: Literal["auto", "comments"] = "auto"
     servers: list[str] | None = Field(None, max_length=1000, description="null: every server.")
+    identity: Identity | None = Field(None, description="null: keys alone.")
 
 
 class AppIn(AppChange):
@@ -53,6 +63,7 @@ class AppOut(BaseModel):
     plain: str
     heartbeat: str
     servers: list[str] | None
+    identity: Identity | None
     created_at: datetime
     disabled_at: datetime | None
     keys: list[KeyOut]
@@ -156,6 +167,7 @@ def _out(entry: AppEntry) -> AppOut:
         plain=settings.plain,
         heartbeat=settings.heartbeat,
         servers=None if settings.servers is None else list(settings.servers),
+        identity=None if settings.identity is None else Identity(**settings.identity.row()),
         created_at=entry.created_at,
         disabled_at=entry.disabled_at,
         keys=[KeyOut.model_validate(key) for key in entry.keys],

@@ -53,6 +53,7 @@ class Opening:
     body_digest: str
     idempotency: str | None = None
     conversation: str | None = None
+    auth: str = "key"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ async def open_exchange(
         background=opening.background,
         body_digest=opening.body_digest,
         idempotency=opening.idempotency,
+        auth=opening.auth,
     )
     async with context.ledger.transaction() as tx:
         tx.session.add(

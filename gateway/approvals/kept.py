@@ -22,6 +22,7 @@ class Kept:
     background: bool = False
     body_digest: str | None = None
     idempotency: str | None = None
+    auth: str = "key"
 
     @property
     def logged(self) -> bool:
@@ -36,4 +37,4 @@ class Kept:
     @property
     def actor(self) -> Actor:
         """The app, as audit records name it."""
-        return Actor("app", self.app_id, "key")
+        return Actor("app", self.app_id, self.auth)

@@ -25,6 +25,13 @@ def create(
     server: Annotated[
         list[str] | None, typer.Option(help="Only this server; repeatable. Default: every one.")
     ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="issuer=…,audience=…[,subject=…]",
+            help="Accept access tokens of this issuer for this audience, beside the key.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Register an app and print its key, this once."""
@@ -33,7 +40,9 @@ def create(
     from gateway.registry.members import read_object
     from gateway.registry.settings import read_app
 
-    given = {"name": name, "owner": owner, "wait": wait, "servers": server or None}
+    given: dict[str, Any] = {"name": name, "owner": owner, "wait": wait, "servers": server or None}
+    if identity is not None:
+        given["identity"] = dict(_member(part) for part in identity.split(","))
     settings = read_object({k: v for k, v in given.items() if v is not None}, "app", read_app)
 
     async def work(house: House) -> dict[str, Any]:
@@ -126,6 +135,11 @@ def _switch(name: str, *, on: bool, as_json: bool) -> None:
     run(work)
     state = "enabled" if on else "disabled"
     emit({"name": name, "state": state}) if as_json else say(f"{name} is {state}.")
+
+
+def _member(part: str) -> tuple[str, str]:
+    name, _, value = part.partition("=")
+    return name.strip(), value.strip()
 
 
 def _row(entry: AppEntry) -> tuple[object, ...]:

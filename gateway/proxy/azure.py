@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 from yarl import URL
@@ -31,6 +31,7 @@ from gateway.exchange.messages import (
     Rejected,
 )
 from gateway.exchange.sse import Frame, FrameReader
+from gateway.proxy.multipart import Form
 from gateway.proxy.scrubbing import Scrubber
 from gateway.registry.directory import Directory, ServerView
 from gateway.vault import Vault
@@ -72,6 +73,10 @@ class Wire:
     def document(self) -> Json:
         """As it is saved with a waiting exchange."""
         return {"headers": dict(self.headers), "query": dict(self.query)}
+
+
+#: JSON, or a file with what belongs to it.
+Body: TypeAlias = bytes | Form
 
 
 class Declined(UpstreamFailed):
@@ -119,7 +124,7 @@ class Azure:
 
     @contextlib.asynccontextmanager
     async def request(
-        self, method: str, path: str, wire: Wire, body: bytes | None = None, *, once: bool = True
+        self, method: str, path: str, wire: Wire, body: Body | None = None, *, once: bool = True
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request below the resource's root. `path` starts without a slash.
 
@@ -132,14 +137,19 @@ class Azure:
                 code="upstream_not_configured",
             )
         headers = {**wire.headers, "api-key": self._upstream.key}
-        if body is not None:
+        data: bytes | AsyncIterator[bytes] | None = None
+        if isinstance(body, Form):
+            headers |= {"content-type": body.content_type, "content-length": str(body.length)}
+            data = body.chunks()
+        elif body is not None:
             headers["content-type"] = "application/json"
+            data = body
         url = self._address(path, wire.query)
-        send = partial(self._fresh.request, method, url, headers=headers, data=body)
+        send = partial(self._fresh.request, method, url, headers=headers, data=data)
         if once:
             response = await send(allow_redirects=False)
         else:
-            pooled = partial(self._pooled.request, method, url, headers=headers, data=body)
+            pooled = partial(self._pooled.request, method, url, headers=headers, data=data)
             try:
                 response = await pooled(allow_redirects=False)
             except aiohttp.ClientConnectorError:

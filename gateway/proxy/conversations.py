@@ -14,8 +14,6 @@ import orjson
 
 from gateway.approvals import items
 from gateway.approvals.decisions import Approvals
-from gateway.audit import records
-from gateway.audit.records import Actor
 from gateway.errors import Refused
 from gateway.exchange.document import parse
 from gateway.exchange.inspection import inspect_items
@@ -26,6 +24,7 @@ from gateway.proxy.azure import Azure, Wire
 from gateway.proxy.http import Call
 from gateway.proxy.retrieval import with_query
 from gateway.proxy.surface import Target
+from gateway.proxy.trace import Trace
 from gateway.registry.directory import AppView
 from gateway.store.tables import Conversation, HandedItem, metadata
 from gateway.telemetry import Clock
@@ -166,17 +165,9 @@ class Conversations:
         await call.answer(200, orjson.dumps(found), headers)
 
     async def _record(self, call: Call, app: AppView, route: str, rows: list[Any]) -> None:
-        now = self.clock()
-        fields: dict[str, Any] = {"status": 200, "route": route, "outcome": "completed"}
-        record = records.make(
-            "request.completed",
-            now=now,
-            actor=Actor("app", app.id, "key"),
-            subject={"app": app.name},
-            key=call.id,
-            fields=fields,
-        )
-        await self.context.ledger.append_all([record], rows)
+        trace = Trace(self.clock(), call.id, app, route)
+        trace.outcome = "completed"
+        await self.context.ledger.append_all([trace.record(self.clock())], rows)
 
 
 def _rows(shown: list[Json], app: AppView) -> list[Any]:

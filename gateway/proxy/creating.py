@@ -236,4 +236,5 @@ def _opening(request: _Request, digest: str, key: str | None) -> Opening:
         body_digest=digest,
         idempotency=key,
         conversation=request.findings.conversation,
+        auth=app.auth,
     )

@@ -19,8 +19,9 @@ from gateway.audit.ledger import Ledger
 from gateway.errors import GatepassError
 from gateway.exchange.messages import Bypass
 from gateway.proxy import refusing
-from gateway.proxy.http import FAULT, TARGET, Call, credential
-from gateway.registry.directory import AppView, Directory
+from gateway.proxy.credentials import Credentials
+from gateway.proxy.http import FAULT, TARGET, Call
+from gateway.registry.directory import AppView
 from gateway.telemetry import Clock, refusals_total
 
 _Lines = Sequence[tuple[bytes, bytes]]
@@ -42,7 +43,7 @@ class Guard:
     """Looks at every request. `hosts` are the names that apps may call the gateway by."""
 
     hosts: frozenset[str]
-    directory: Directory
+    credentials: Credentials
     ledger: Ledger
     clock: Clock
 
@@ -66,7 +67,7 @@ class Guard:
         """Answer with `fault` and end the connection; record it if we know whose it is."""
         call = Call(scope, receive, send)
         refusals_total.labels(code=fault.code).inc()
-        if (app := self._sender(call)) is not None:
+        if (app := await self._sender(call)) is not None:
             try:
                 await refusing.record(self.ledger, call, app, fault, now=self.clock())
             except GatepassError as unrecorded:
@@ -83,9 +84,9 @@ class Guard:
             return _refusal("unknown_host", sentence, 421)
         return None
 
-    def _sender(self, call: Call) -> AppView | None:
+    async def _sender(self, call: Call) -> AppView | None:
         try:
-            return self.directory.authenticate(credential(call))
+            return await self.credentials.app_of(call)
         except GatepassError:
             return None
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import GatepassError, NotAllowed, Refused
+from gateway.errors import GatepassError, Refused
 from gateway.exchange.messages import Bypass, Json, Rejected
 
 _JSON = re.compile(
@@ -82,26 +82,32 @@ class Call:
         return value.decode("ascii")
 
     async def body(self, limit: int) -> bytes:
-        """The whole body; raises `Refused` (413, 415), what ended it early, or `ClientGone`."""
-        declared = self.header("content-length") or "0"
-        if len(declared) > _LONGEST_LENGTH or int(declared) > limit:
-            raise _too_large(limit)  # unread
-        encoding = self.header("content-encoding")
-        if encoding not in (None, "", "identity"):
-            raise Refused(
-                "Compressed bodies are not accepted; send the JSON as it is.",
-                code="content_encoding_unsupported",
-                status=415,
-            )
+        """The whole body, which must be JSON; raises as `chunks` does."""
         if not _JSON.fullmatch(self.header("content-type") or "application/json"):
             raise Refused(
                 "The body must be sent as application/json, in UTF-8.",
                 code="content_type_unsupported",
                 status=415,
             )
-        parts: list[bytes] = []
-        size = 0
-        while True:
+        parts = [part async for part in self.chunks(limit)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def chunks(self, limit: int) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, whatever it is; raises `Refused` (413, 415), what ended it early,
+        or `ClientGone`.
+        """
+        declared = self.header("content-length") or "0"
+        if len(declared) > _LONGEST_LENGTH or int(declared) > limit:
+            raise _too_large(limit)  # unread
+        encoding = self.header("content-encoding")
+        if encoding not in (None, "", "identity"):
+            raise Refused(
+                "Compressed bodies are not accepted; send the body as it is.",
+                code="content_encoding_unsupported",
+                status=415,
+            )
+        size, more = 0, True
+        while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise self._state.get(FAULT) or ClientGone
@@ -109,9 +115,8 @@ class Call:
             size += len(part)
             if size > limit:
                 raise _too_large(limit)
-            parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+            yield part
+            more = message.get("more_body", False)
 
     async def disconnected(self) -> None:
         """Return when the app closes its connection. Only after the body was read."""
@@ -170,30 +175,6 @@ def error_body(error: GatepassError) -> Json:
     return {
         "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     }
-
-
-def credential(call: Call) -> str:
-    """The one key of a request; several are accepted only if they are equal."""
-    found: list[str] = []
-    bearer = call.header("authorization")
-    if bearer is not None:
-        scheme, _, value = bearer.partition(" ")
-        if scheme.lower() != "bearer" or not value:
-            raise unauthenticated("The 'Authorization' header must be 'Bearer' and a key.")
-        found.append(value.strip())
-    key = call.header("api-key")
-    if key is not None:
-        found.append(key)
-    if not found:
-        raise unauthenticated("Send your key as 'api-key' or as 'Authorization: Bearer'.")
-    if len(set(found)) > 1:
-        raise Refused("Two different keys were sent.", code="credentials_differ")
-    return found[0]
-
-
-def unauthenticated(message: str) -> NotAllowed:
-    """Nobody of this gateway's apps sent the request."""
-    return NotAllowed(message, code="invalid_api_key", status=401)
 
 
 def _too_large(limit: int) -> Refused:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,9 +17,7 @@ import aiohttp
 import orjson
 
 from gateway.approvals import items
-from gateway.audit import records
 from gateway.audit.ledger import Ledger
-from gateway.audit.records import Actor
 from gateway.errors import GatepassError, UpstreamFailed
 from gateway.exchange.document import dump, read
 from gateway.exchange.machine import Exchange
@@ -47,6 +46,7 @@ from gateway.proxy.azure import (
 )
 from gateway.proxy.clients import STREAM_HEADERS
 from gateway.proxy.http import Call
+from gateway.proxy.trace import Trace
 from gateway.registry.directory import AppView
 from gateway.store.tables import ResponseId, metadata
 from gateway.telemetry import Clock, requests_total
@@ -208,54 +208,20 @@ def _row(response_id: str, app: AppView, now: datetime) -> tuple[Any, dict[str, 
     return _RESPONSE_IDS, row
 
 
-class _Trace:
-    """What the record of a request that passed through says."""
+class _Trace(Trace):
+    """That of a response, which the app may come back to by its id."""
 
     def __init__(self, started: datetime, request_id: str, app: AppView, asked: Json) -> None:
-        self.started = started
-        self.request_id = request_id
-        self.app = app
-        self.model = asked.get("model")
-        self.streamed = bool(asked.get("stream"))
+        super().__init__(started, request_id, app, "/responses", asked)
         self.stored = asked.get("store") is not False
-        self.outcome = "refused"
-        self.status = 200
         self.response_id: str | None = None
-        self.tokens: dict[str, int] = {}
         self.items: list[Json] = []
-        self.recorded = False
 
-    def count(self, response: Json) -> None:
+    def count(self, answer: Mapping[str, Any]) -> None:
         """Take over what the finished response has used, and which items it hands to the app."""
+        super().count(answer)
         if self.stored:
-            self.items = items.named(response.get("output"))
-        usage = response.get("usage") or {}
-        self.tokens = {
-            name: usage[name]
-            for name in ("input_tokens", "output_tokens")
-            if type(usage.get(name)) is int
-        }
-
-    def record(self, now: datetime) -> records.Record:
-        """The record, as of `now`."""
-        fields: dict[str, Any] = {
-            "status": self.status,
-            "route": "/responses",
-            "outcome": self.outcome[:40],
-            "streamed": self.streamed,
-            "milliseconds": int((now - self.started).total_seconds() * 1000),
-            **self.tokens,
-        }
-        if isinstance(self.model, str):
-            fields["model"] = self.model[:200]
-        return records.make(
-            "request.completed",
-            now=now,
-            actor=Actor("app", self.app.id, "key"),
-            subject={"app": self.app.name},
-            key=self.request_id,
-            fields=fields,
-        )
+            self.items = items.named(answer.get("output"))
 
 
 def _frames(commands: list[Command]) -> list[bytes]:

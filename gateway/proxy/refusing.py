@@ -7,7 +7,6 @@ from typing import Any
 
 from gateway.audit import records
 from gateway.audit.ledger import Ledger
-from gateway.audit.records import Actor
 from gateway.errors import GatepassError
 from gateway.proxy.http import Call
 from gateway.registry.directory import AppView
@@ -29,7 +28,7 @@ async def record(
     refused = records.make(
         "security.refused",
         now=now,
-        actor=Actor("app", app.id, "key"),
+        actor=app.actor,
         subject={"app": app.name},
         key=call.id,
         fields=fields,

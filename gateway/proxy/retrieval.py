@@ -19,7 +19,6 @@ from sqlmodel import col, select
 
 from gateway.approvals import decisions, exchanges, items
 from gateway.approvals.decisions import Approvals
-from gateway.audit.records import Actor
 from gateway.errors import Refused
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Json
@@ -179,13 +178,12 @@ class Retrieval:
 
     async def _cancel_open(self, row: ResponseId, app: AppView, wire: Wire) -> None:
         """Withdraw what is held. Whatever was decided before is decided: exactly one wins."""
-        actor = Actor("app", app.id, "key")
         live = self.hub.get(row.exchange_id)
         runs = live is not None and live.finished is None
         if live is not None and runs and live.cancel is not None:
             # First: a driver that is woken by the withdrawal must know why.
             live.cancel("The app cancelled the response.")
-        await decisions.cancel(self.context, row.exchange_id, actor=actor, now=self.clock())
+        await decisions.cancel(self.context, row.exchange_id, actor=app.actor, now=self.clock())
         if live is not None and runs:
             await self._cancel_round(live, wire)
             await self.context.wakeups.notify([row.exchange_id])

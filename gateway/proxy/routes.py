@@ -10,14 +10,17 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import GatepassError, NotFound
+from gateway.errors import GatepassError
 from gateway.exchange.messages import Bypass
 from gateway.proxy import refusing, surface
 from gateway.proxy.azure import Declined, Wire
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
+from gateway.proxy.credentials import Credentials
 from gateway.proxy.driver import Tools
-from gateway.proxy.http import Call, ClientGone, credential, unauthenticated
+from gateway.proxy.files import Files
+from gateway.proxy.forwarding import Forwarding
+from gateway.proxy.http import Call, ClientGone
 from gateway.proxy.passing import internal
 from gateway.proxy.retrieval import Retrieval
 from gateway.registry.directory import AppView
@@ -29,7 +32,7 @@ _PASSED_QUERY = frozenset(("api-version", value) for value in ("preview", "v1", 
 _RECORDED = frozenset(
     {
         "body_too_large", "content_encoding_unsupported", "content_type_unsupported",
-        "duplicate_header", "duplicate_member", "invalid_json", "invalid_type",
+        "duplicate_header", "duplicate_member", "invalid_form", "invalid_json", "invalid_type",
         "json_not_representable", "json_too_deep", "json_too_large", "method_not_allowed",
         "number_out_of_range",
     }
@@ -44,6 +47,9 @@ class Edge:
     creation: Creation
     retrieval: Retrieval
     conversations: Conversations
+    forwarding: Forwarding
+    files: Files
+    credentials: Credentials
 
 
 class Proxy:
@@ -60,7 +66,7 @@ class Proxy:
         call = Call(scope, receive, send)
         app: AppView | None = None
         try:
-            app = await self._authenticate(call)
+            app = await self._edge.credentials.app_of(call)
             await self._route(call, app)
         except ClientGone:
             return
@@ -72,15 +78,7 @@ class Proxy:
             log.exception("proxy.failed", request=call.id)
             await call.fail(internal(error))
 
-    # --- who asks ---------------------------------------------------------------------------
-
-    async def _authenticate(self, call: Call) -> AppView:
-        key = credential(call)
-        directory = self._edge.tools.directory
-        app = directory.authenticate(key) or await directory.recheck(key)
-        if app is None:
-            raise unauthenticated("The key is not one of this gateway's, or was revoked.")
-        return app
+    # --- what is refused --------------------------------------------------------------------
 
     async def _refused(self, call: Call, app: AppView | None, error: GatepassError) -> None:
         refusals_total.labels(code=error.code).inc()
@@ -106,8 +104,10 @@ class Proxy:
                 await edge.retrieval.answer(call, app, target, wire)
             case name if name.startswith("conversation"):
                 await edge.conversations.answer(call, app, target, wire)
+            case "chat" | "embeddings" | "models" | "model":
+                await edge.forwarding.answer(call, app, target, wire)
             case _:
-                raise NotFound("This part of the API is not here yet.", code="route_unknown")
+                await edge.files.answer(call, app, target, wire)
 
 
 def _refuse_beta(call: Call) -> None:

@@ -35,6 +35,7 @@ _METADATA = frozenset(
     for text in ("169.254.169.254", "168.63.129.16", "100.100.100.200", "fd00:ec2::254")
 )
 _METADATA_NAMES = frozenset({"metadata.google.internal", "metadata", "instance-data"})
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _SHARED = ipaddress.ip_network("100.64.0.0/10")  # RFC 6598, carrier-grade NAT
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -73,6 +74,19 @@ def check(url: str, *, allow_private_network: bool) -> Address:
     if address.scheme == "http" and not allow_private_network:
         raise _refused("plain http needs allow_private_network: true; use https")
     return address
+
+
+def check_issuer(url: str) -> str:
+    """`url` as it was given, if tokens may be checked with what is found there.
+
+    Tokens name their issuer letter by letter, so it is not brought into normal form.
+    """
+    address = check(url, allow_private_network=True)
+    if "?" in url:
+        raise _refused("must not have a query")
+    if address.scheme != "https" and address.host not in _LOOPBACK:
+        raise _refused("must begin with https://, because keys are fetched from there")
+    return url
 
 
 def problem_with_host(host: str, *, allow_private_network: bool) -> str | None:

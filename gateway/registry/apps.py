@@ -14,7 +14,7 @@ from gateway.audit.records import Actor, JSONValue
 from gateway.errors import Conflict, NotFound, Refused
 from gateway.registry.changes import By, Change, changing, differences, digest_of, names
 from gateway.registry.keys import NewKey, digest, new_key
-from gateway.registry.settings import AppSettings
+from gateway.registry.settings import AppSettings, IdentitySettings
 from gateway.store.database import Database
 from gateway.store.ids import new_id
 from gateway.store.tables import App, AppKey, Server
@@ -123,7 +123,7 @@ async def put(change: Change, row: App | None, settings: AppSettings) -> App:
         return row
     if row is None:
         row = App(id=new_id("app", change.now), name=settings.name, created_at=change.now)
-        row.servers = row.disabled_at = None
+        row.servers = row.identity = row.disabled_at = None
     _write(row, settings)
     change.session.add(row)
     await change.session.flush()
@@ -144,7 +144,8 @@ async def put(change: Change, row: App | None, settings: AppSettings) -> App:
 def settings_of(row: App) -> AppSettings:
     """What a person configured of a stored app."""
     servers = None if row.servers is None else tuple(sorted(row.servers))
-    return AppSettings(row.name, row.owner, row.wait, row.plain, row.heartbeat, servers)
+    identity = None if row.identity is None else IdentitySettings(**row.identity)
+    return AppSettings(row.name, row.owner, row.wait, row.plain, row.heartbeat, servers, identity)
 
 
 def _write(row: App, settings: AppSettings) -> None:
@@ -153,6 +154,7 @@ def _write(row: App, settings: AppSettings) -> None:
     row.plain = settings.plain
     row.heartbeat = settings.heartbeat
     row.servers = None if settings.servers is None else list(settings.servers)
+    row.identity = None if settings.identity is None else settings.identity.row()
 
 
 async def _switch(ledger: Ledger, name: str, disabled_at: datetime | None, by: By) -> None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.audit.records import Actor
 from gateway.errors import GatepassError, Refused, Unavailable
 from gateway.exchange.messages import ServerFacts
 from gateway.policy import Policy
 from gateway.registry import addresses, keys, policies
+from gateway.registry.settings import IdentitySettings
 from gateway.registry.versions import CONFIG_VERSION
 from gateway.store.database import Database
 from gateway.store.references import SecretRef
@@ -38,6 +40,13 @@ class AppView:
     plain: str = "patient"
     heartbeat: str = "auto"
     servers: frozenset[str] | None = None
+    identity: IdentitySettings | None = None
+    auth: str = "key"
+
+    @property
+    def actor(self) -> Actor:
+        """The app as audit records name it, with how it was known: `key` or `token`."""
+        return Actor("app", self.id, self.auth)
 
     def may_use(self, label: str) -> bool:
         """Whether the app may use the server of that label."""
@@ -78,6 +87,7 @@ class View:
     version: int = 0
     apps: Mapping[str, AppView] = field(default_factory=dict)
     apps_by_key_id: Mapping[str, tuple[bytes, AppView]] = field(default_factory=dict, repr=False)
+    apps_by_issuer: Mapping[str, tuple[AppView, ...]] = field(default_factory=dict)
     servers: Mapping[str, ServerView] = field(default_factory=dict)
     servers_by_label: Mapping[str, ServerView] = field(default_factory=dict)
     servers_by_url: Mapping[str, ServerView] = field(default_factory=dict)
@@ -142,11 +152,15 @@ class Directory:
 
     async def recheck(self, key: str) -> AppView | None:
         """After `authenticate` found nothing: read the database, once a second at most; retry."""
+        await self.look_again()
+        return self.authenticate(key)
+
+    async def look_again(self) -> None:
+        """Refresh for somebody who was not found: once a second at most, whoever asks."""
         now = asyncio.get_running_loop().time()
         if now - self._rechecked >= _SECONDS_BETWEEN_RECHECKS:
             self._rechecked = now
             await self.refresh()
-        return self.authenticate(key)
 
     async def refresh(self) -> None:
         """Replace the view if the configuration was changed, here or by another replica."""
@@ -189,6 +203,7 @@ async def _load(session: AsyncSession) -> View:
         version=version,
         apps=MappingProxyType(apps),
         apps_by_key_id=MappingProxyType({row.id: (row.digest, apps[row.app_id]) for row in found}),
+        apps_by_issuer=_by_issuer(apps.values()),
         servers=_by(lambda server: server.id, servers),
         servers_by_label=_by(lambda server: server.label, servers),
         servers_by_url=_by(lambda server: server.url, servers),
@@ -202,9 +217,22 @@ def _by(
     return MappingProxyType({key(server): server for server in servers})
 
 
+def _by_issuer(apps: Iterable[AppView]) -> Mapping[str, tuple[AppView, ...]]:
+    """The apps that may come with a token of each issuer, as they are when they do."""
+    found: dict[str, tuple[AppView, ...]] = {}
+    for app in apps:
+        if app.identity is not None:
+            known = found.get(app.identity.issuer, ())
+            found[app.identity.issuer] = (*known, replace(app, auth="token"))
+    return MappingProxyType(found)
+
+
 def _app(row: App) -> AppView:
     servers = None if row.servers is None else frozenset(row.servers)
-    return AppView(row.id, row.name, row.owner, row.wait, row.plain, row.heartbeat, servers)
+    identity = None if row.identity is None else IdentitySettings(**row.identity)
+    return AppView(
+        row.id, row.name, row.owner, row.wait, row.plain, row.heartbeat, servers, identity
+    )
 
 
 def _server(row: Server) -> ServerView:

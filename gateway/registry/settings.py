@@ -87,6 +87,22 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class IdentitySettings:
+    """Whose access tokens stand for an app: those of `issuer` for `audience`, and, where it is
+    set, of `subject` alone.
+    """
+
+    issuer: str
+    audience: str
+    subject: str | None = None
+
+    def row(self) -> dict[str, str]:
+        """The form in which it is stored, shown and declared."""
+        subject = {} if self.subject is None else {"subject": self.subject}
+        return {"issuer": self.issuer, "audience": self.audience, **subject}
+
+
+@dataclass(frozen=True, slots=True)
 class AppSettings:
     """A program that calls us. `servers` None means every registered server."""
 
@@ -96,6 +112,7 @@ class AppSettings:
     plain: str = "patient"
     heartbeat: str = "auto"
     servers: tuple[str, ...] | None = None
+    identity: IdentitySettings | None = None
 
     @property
     def key(self) -> str:
@@ -155,7 +172,7 @@ def read_server(members: Members) -> ServerSettings | None:
 def read_app(members: Members) -> AppSettings | None:
     """An app from its members; None when they do not make one."""
     before = len(members.problems)
-    members.only(("name", "owner", "wait", "plain", "heartbeat", "servers"))
+    members.only(("name", "owner", "wait", "plain", "heartbeat", "servers", "identity"))
     settings = AppSettings(
         name=members.checked("name", members.text("name", required=True), _name) or "",
         owner=members.text("owner"),
@@ -163,6 +180,7 @@ def read_app(members: Members) -> AppSettings | None:
         plain=members.choice("plain", ("patient", "strict")),
         heartbeat=members.choice("heartbeat", ("auto", "comments")),
         servers=_sorted(members.texts("servers")),
+        identity=_identity(members),
     )
     return settings if len(members.problems) == before else None
 
@@ -251,6 +269,16 @@ def _credential(members: Members) -> CredentialSettings | None:
         inner.report("scheme", "must be one word such as Bearer; the secret itself never goes here")
     source = inner.checked("from", inner.text("from", required=True), _reference)
     return CredentialSettings(header, scheme, source or "")
+
+
+def _identity(members: Members) -> IdentitySettings | None:
+    inner = members.inner("identity")
+    if inner is None:
+        return None
+    inner.only(("issuer", "audience", "subject"))
+    issuer = inner.checked("issuer", inner.text("issuer", required=True), addresses.check_issuer)
+    audience = inner.text("audience", required=True)
+    return IdentitySettings(issuer or "", audience or "", inner.text("subject"))
 
 
 def _reference(text: str) -> str:
