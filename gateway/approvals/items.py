@@ -24,16 +24,15 @@ from gateway.store.envelope import Envelope
 from gateway.store.tables import Exchange, HandedItem, metadata
 
 _HANDED = metadata.tables[str(HandedItem.__tablename__)]
+_NOTHING: Mapping[str, bytes] = {}
 
 
 async def hand_out(
     context: Approvals, kept: Kept, items: Sequence[Json], around: Mapping[str, Around]
 ) -> None:
     """Remember whose these items are, and what belongs around them, before the app has them."""
-    rows = [
-        handed_row(item, kept.app_id, kept.id, _sealed(context, kept, item["id"], around))
-        for item in named(items)
-    ]
+    hidden = {name: _sealed(context, kept, name, what) for name, what in around.items()}
+    rows = handed_rows(items, kept.app_id, kept.id, hidden)
     if rows:
         await context.ledger.append_all([], rows)
 
@@ -45,25 +44,39 @@ def named(items: Any) -> list[Json]:
     return [item for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
 
 
-def handed_row(
-    item: Json, app_id: str, exchange_id: str = "", hidden: bytes | None = None
+def handed_rows(
+    items: Any, app_id: str, exchange_id: str = "", hidden: Mapping[str, bytes] = _NOTHING
+) -> list[tuple[Table, dict[str, Any]]]:
+    """The rows by which items, and the containers they ran in, are known as the app's own."""
+    rows = []
+    for item in named(items):
+        digest = item_digest(item) if item.get("type") in MCP_ITEMS else ""
+        rows.append(_row(item["id"], digest, app_id, exchange_id, hidden.get(item["id"])))
+        if (container := _container_of(item)) is not None:
+            rows.append(_row(container, "", app_id, exchange_id, None))
+    return rows
+
+
+def _row(
+    item_id: str, digest: str, app_id: str, exchange_id: str, hidden: bytes | None
 ) -> tuple[Table, dict[str, Any]]:
-    """The row by which an item is known as the app's own. Its id must be a text."""
     return _HANDED, {
-        "item_id": item["id"],
+        "item_id": item_id,
         "app_id": app_id,
         "exchange_id": exchange_id,
-        "digest": item_digest(item) if item.get("type") in MCP_ITEMS else "",
+        "digest": digest,
         "hidden": hidden,
     }
 
 
-def _sealed(
-    context: Approvals, kept: Kept, item_id: str, around: Mapping[str, Around]
-) -> bytes | None:
-    if item_id not in around:
-        return None
-    document = orjson.dumps(dataclasses.asdict(around[item_id]))
+def _container_of(item: Json) -> str | None:
+    holder = item.get("environment") if "environment" in item else item
+    name = holder.get("container_id") if isinstance(holder, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _sealed(context: Approvals, kept: Kept, item_id: str, what: Around) -> bytes:
+    document = orjson.dumps(dataclasses.asdict(what))
     return context.envelope.seal(kept.data_key, kept.id, f"item:{item_id}", document)
 
 

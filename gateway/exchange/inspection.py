@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.errors import Refused
-from gateway.exchange import folding
+from gateway.exchange import belongings, folding
 from gateway.exchange.messages import MCP_ITEMS, Bypass, Json
 
 #: Tools that cannot reach an MCP server through Azure's own MCP client.
@@ -35,8 +35,6 @@ _PLAIN_ITEMS = frozenset(
     }
 )  # fmt: skip
 _KNOWN_ITEMS = _PLAIN_ITEMS | MCP_ITEMS | {"item_reference", "mcp_approval_response"}
-#: Parts by which an app shows an uploaded file to the model.
-_FILE_PARTS = frozenset({"input_image", "input_file", "input_audio", "computer_screenshot"})
 _MCP_MEMBERS = frozenset(
     {
         "type", "server_label", "server_url", "server_description", "headers", "authorization",
@@ -123,7 +121,8 @@ class Findings:
     """What a request holds that matters to us.
 
     `item_ids` are those of all items in the input, `references` of those that are only named;
-    `file_ids` name uploaded files.
+    `file_ids` name uploaded files, `containers` machines that code runs on, and `domains` what
+    such a machine may reach.
     """
 
     mcp_tools: tuple[McpTool, ...] = ()
@@ -132,6 +131,8 @@ class Findings:
     item_ids: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     file_ids: tuple[str, ...] = ()
+    containers: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     previous_response_id: str | None = None
     conversation: str | None = None
     logged: bool = False
@@ -149,7 +150,8 @@ class Findings:
         return (
             self.previous_response_id is not None
             or self.conversation is not None
-            or bool(self.item_ids or self.references or self.file_ids or self.sent_items)
+            or bool(self.item_ids or self.references or self.sent_items)
+            or bool(self.file_ids or self.containers)
         )
 
 
@@ -160,12 +162,16 @@ def inspect(request: Json) -> Findings:
         if request.get(member) is not None:
             raise Bypass(f"'{member}' is refused: {why}.", code=f"{member}_refused", param=member)
     items = list(_items(request.get("input")))
+    mcp_tools = tuple(_mcp_tools(request.get("tools")))
+    tools: list[Json] = request.get("tools") or []
     return Findings(
-        mcp_tools=tuple(_mcp_tools(request.get("tools"))),
+        mcp_tools=mcp_tools,
         **_sent(items),
-        file_ids=(*_files_in(items), *_files_of_tools(request.get("tools"))),
-        previous_response_id=_text(request, "previous_response_id"),
-        conversation=_conversation(request),
+        file_ids=(*belongings.files_in(items), *belongings.files_of(tools)),
+        containers=tuple(belongings.containers(tools)),
+        domains=tuple(belongings.domains(tools)),
+        previous_response_id=belongings.text(request, "previous_response_id"),
+        conversation=belongings.conversation(request),
         logged=bool(request.get("background") and request.get("stream")),
     )
 
@@ -173,7 +179,7 @@ def inspect(request: Json) -> Findings:
 def inspect_items(value: Any) -> Findings:
     """Look through items that are put into a conversation; raises as `inspect` does."""
     items = list(_items(value))
-    return Findings(**_sent(items), file_ids=tuple(_files_in(items)))
+    return Findings(**_sent(items), file_ids=tuple(belongings.files_in(items)))
 
 
 def _sent(items: list[tuple[int, Json]]) -> dict[str, Any]:
@@ -193,57 +199,6 @@ def _sent(items: list[tuple[int, Json]]) -> dict[str, Any]:
             str(item.get("id") or "") for _, item in items if _kind(item) == "item_reference"
         ),
     }
-
-
-def _conversation(request: Json) -> str | None:
-    given = request.get("conversation")
-    value = given["id"] if isinstance(given, dict) and set(given) == {"id"} else given
-    if given is not None and not isinstance(value, str):
-        raise Refused(
-            "'conversation' must be an id, or an object with nothing but an 'id'.",
-            code="invalid_type",
-            param="conversation",
-        )
-    if value is not None and request.get("previous_response_id") is not None:
-        raise Refused(
-            "'conversation' and 'previous_response_id' exclude each other.",
-            code="mutually_exclusive_parameters",
-            param="conversation",
-        )
-    return value
-
-
-def _files_in(items: list[tuple[int, Json]]) -> Iterator[str]:
-    """Uploaded files that the app shows to the model. What the model cites is not the app's."""
-    for _, item in items:
-        for member in ("content", "output"):
-            value = item.get(member)
-            for part in value if isinstance(value, list) else [value]:
-                if isinstance(part, dict) and str(part.get("type")) in _FILE_PARTS:
-                    yield from _file_ids(part)
-
-
-def _files_of_tools(tools: Any) -> Iterator[str]:
-    for tool in tools or []:
-        for member in ("container", "input_image_mask"):
-            if isinstance(tool.get(member), dict):
-                yield from _file_ids(tool[member])
-
-
-def _file_ids(holder: Json) -> Iterator[str]:
-    one, many = holder.get("file_id"), holder.get("file_ids")
-    named = [*([] if one is None else [one]), *(many if isinstance(many, list) else [])]
-    for name in named:
-        if not isinstance(name, str):
-            raise Refused("A file id must be a string.", code="invalid_type", param="file_id")
-        yield name
-
-
-def _text(request: Json, member: str) -> str | None:
-    value = request.get(member)
-    if value is not None and not isinstance(value, str):
-        raise Refused(f"'{member}' must be a string.", code="invalid_type", param=member)
-    return value
 
 
 def _items(value: Any) -> Iterator[tuple[int, Json]]:

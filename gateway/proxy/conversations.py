@@ -171,7 +171,7 @@ class Conversations:
 
 
 def _rows(shown: list[Json], app: AppView) -> list[Any]:
-    return [items.handed_row(item, app.id) for item in items.named(shown)]
+    return items.handed_rows(shown, app.id)
 
 
 def _no_item() -> Bypass:

@@ -22,7 +22,7 @@ from gateway.exchange.document import parse
 from gateway.exchange.enforcement import Enforced, enforce
 from gateway.exchange.inspection import Findings, inspect
 from gateway.exchange.machine import Exchange
-from gateway.exchange.messages import Around, Carried, Json, Plan
+from gateway.exchange.messages import Around, Bypass, Carried, Json, Plan
 from gateway.exchange.rehydration import rehydrate, unanswered
 from gateway.exchange.resume import as_items
 from gateway.proxy import clients, ownership
@@ -88,6 +88,7 @@ class Creation:
             ownership.refuse_approvals(findings, frozenset())
         chain = await self._chain(app, findings, asked) if findings.refers else _Chain()
         ownership.refuse_approvals(findings, _shown(findings, chain))
+        self._refuse_reach(findings)
         carried = tuple(Carried(item.call, item.answer) for item in chain.carried)
         matcher = self.tools.directory.view.matcher(app)
         enforced = enforce(asked, findings, matcher, carried)
@@ -98,6 +99,17 @@ class Creation:
         else:
             body = enforced.body
             await self.passing.create(call, app, asked, body, wire, patient=chain.young)
+
+    def _refuse_reach(self, findings: Findings) -> None:
+        """Hosted code must not get to a registered server past its approvals."""
+        for domain in findings.domains:
+            if self.tools.directory.view.reaches_server(domain):
+                raise Bypass(
+                    f"{domain!r} leads to a registered MCP server: its tools are called through "
+                    "this gateway only.",
+                    code="network_policy_refused",
+                    param="tools",
+                )
 
     # --- what it goes on from ---------------------------------------------------------------
 

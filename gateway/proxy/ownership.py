@@ -91,10 +91,10 @@ async def check_items(session: AsyncSession, app_id: str, findings: Findings) ->
                 code="item_forged",
                 param=f"input[{sent.index}]",
             )
-    for name in findings.references:
+    for name in (*findings.references, *findings.containers):
         if await _is_foreign(session, app_id, name):
             raise Bypass(
-                f"The item '{name}' was not handed to this app by this gateway.",
+                f"The item '{name[:100]}' was not handed to this app by this gateway.",
                 code="item_forged",
                 param="input",
             )

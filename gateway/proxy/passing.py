@@ -190,7 +190,7 @@ class Passing:
     async def _record(self, trace: _Trace) -> None:
         trace.recorded = True
         now = self.clock()
-        rows = [items.handed_row(item, trace.app.id) for item in trace.items]
+        rows = items.handed_rows(trace.items, trace.app.id)
         if trace.response_id is not None:
             rows.append(_row(trace.response_id, trace.app, now))
         await self.ledger.append_all([trace.record(now)], rows)
@@ -215,13 +215,13 @@ class _Trace(Trace):
         super().__init__(started, request_id, app, "/responses", asked)
         self.stored = asked.get("store") is not False
         self.response_id: str | None = None
-        self.items: list[Json] = []
+        self.items: Any = None
 
     def count(self, answer: Mapping[str, Any]) -> None:
         """Take over what the finished response has used, and which items it hands to the app."""
         super().count(answer)
         if self.stored:
-            self.items = items.named(answer.get("output"))
+            self.items = answer.get("output")
 
 
 def _frames(commands: list[Command]) -> list[bytes]:

@@ -83,9 +83,7 @@ class Retrieval:
         """
 
         async def shows(response: Json) -> Json:
-            rows = [
-                items.handed_row(item, row.app_id) for item in items.named(response.get("output"))
-            ]
+            rows = items.handed_rows(response.get("output"), row.app_id)
             if rows:
                 await self.context.ledger.append_all([], rows)
             parent_id = response.get("previous_response_id")
@@ -210,7 +208,7 @@ class Retrieval:
 
         page = await listings.visible_page(fetch, wire.query, shows_approvals=app.wait == "return")
         # What the app has seen it may name from now on.
-        rows = [items.handed_row(item, app.id) for item in items.named(page["data"])]
+        rows = items.handed_rows(page["data"], app.id)
         if rows:
             await self.context.ledger.append_all([], rows)
         await call.answer(200, orjson.dumps(page), {})

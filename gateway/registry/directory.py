@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -92,6 +93,12 @@ class View:
     servers_by_label: Mapping[str, ServerView] = field(default_factory=dict)
     servers_by_url: Mapping[str, ServerView] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
+
+    def reaches_server(self, domain: str) -> bool:
+        """Whether who may reach `domain` (and what is below it) may reach a registered server."""
+        wanted = domain.lower()
+        hosts = (urlsplit(server.url).hostname or "" for server in self.servers.values())
+        return any(host == wanted or host.endswith(f".{wanted}") for host in hosts)
 
     @property
     def policy_digest(self) -> str:

@@ -318,6 +318,36 @@ async def test_B_19_a_tool_of_another_type_is_refused(house: House, what: str):
     await house.refuses(house.body(tools=[{**tool, **members}]), code)
 
 
+REACH = """
+  - label: crm
+    url: https://mcp.crm.example/mcp
+"""
+
+
+async def test_B_12_hosted_code_gets_to_no_registered_server(tmp_path: Path):
+    async with AsyncExitStack() as stack:
+        house = await open_house(stack, tmp_path, more=REACH)
+        for domain in ("mcp.crm.example", "MCP.crm.example", "crm.example"):
+            policy = {"type": "allowlist", "allowed_domains": ["pypi.example", domain]}
+            for tool in (
+                {
+                    "type": "code_interpreter",
+                    "container": {"type": "auto", "network_policy": policy},
+                },
+                {
+                    "type": "shell",
+                    "environment": {"type": "container_auto", "network_policy": policy},
+                },
+            ):
+                await house.refuses(house.body(tools=[tool]), "network_policy_refused")
+        # A machine that was set up past the gateway may reach anything.
+        for tool in (
+            {"type": "code_interpreter", "container": "cntr_1"},
+            {"type": "shell", "environment": {"type": "container_reference", "container_id": "c"}},
+        ):
+            await house.refuses(house.body(tools=[tool]), "item_forged")
+
+
 MEMBERS: dict[str, Any] = {
     "prompt": {"id": "pmpt_1", "version": "2"},
     "agent": {"name": "helper"},

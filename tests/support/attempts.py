@@ -139,9 +139,11 @@ def error_of(answer: httpx2.Response) -> dict[str, Any]:
     return document["error"]
 
 
-async def open_house(stack: AsyncExitStack, folder: Path, **changes: str) -> House:
-    """A gateway with a bank, a wiki that is not there, and three apps."""
-    gateway = await open_gateway(stack, folder, declare=WIKI, **changes)
+async def open_house(
+    stack: AsyncExitStack, folder: Path, *, more: str = "", **changes: str
+) -> House:
+    """A gateway with a bank, a wiki that is not there (and `more` servers), and three apps."""
+    gateway = await open_gateway(stack, folder, declare=WIKI + more, **changes)
     other = await add_app(gateway, "other-bot")
     narrow = await add_app(gateway, "narrow-bot", servers=("wiki",))
     return House(gateway, other, narrow)

@@ -147,6 +147,57 @@ def test_files_that_are_shown_to_the_model_are_found_and_cited_ones_are_not() ->
     assert refused(body) == "file_id"
 
 
+def test_machines_of_hosted_code_are_found_with_what_they_may_reach() -> None:
+    policy = {"type": "allowlist", "allowed_domains": ["pypi.example", "a.b.example"]}
+    tools = [
+        {"type": "code_interpreter", "container": "cntr_1"},
+        {"type": "shell", "environment": {"type": "container_reference", "container_id": "cntr_2"}},
+        {"type": "shell", "environment": {"type": "container_auto", "network_policy": policy}},
+        {"type": "code_interpreter", "container": {"type": "auto", "network_policy": None}},
+        {"type": "shell", "environment": {"network_policy": {"type": "disabled"}}},
+        {"type": "shell", "environment": None},
+    ]
+    found = inspect({"tools": tools})
+    assert (found.containers, found.domains) == (
+        ("cntr_1", "cntr_2"), ("pypi.example", "a.b.example"),
+    )  # fmt: skip
+    assert found.refers
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "open",
+        {"type": "open"},
+        {"type": "disabled", "allowed_domains": ["a.example"]},
+        {"type": "allowlist"},
+        {"type": "allowlist", "allowed_domains": "a.example"},
+        *(
+            {"type": "allowlist", "allowed_domains": [name]}
+            for name in (
+                "*",
+                "*.example",
+                "example",
+                "10.0.0.1",
+                "a.example:8080",
+                "",
+                7,
+                "a b.example",
+            )
+        ),
+    ],
+    ids=repr,
+)
+def test_b_12_hosted_code_reaches_plain_names_or_nothing(policy: Any) -> None:
+    for tool in (
+        {"type": "code_interpreter", "container": {"type": "auto", "network_policy": policy}},
+        {"type": "shell", "environment": {"type": "container_auto", "network_policy": policy}},
+    ):
+        code, param = bypass({"tools": [tool]})
+        assert code == "network_policy_refused"
+        assert str(param).endswith(".network_policy")
+
+
 @pytest.mark.parametrize("value", ["conv_1", {"id": "conv_1"}])
 def test_a_conversation_is_found_in_both_forms(value: Any) -> None:
     assert inspect({"conversation": value}).conversation == "conv_1"
