@@ -32,7 +32,7 @@ from gateway.exchange.messages import (
 )
 from gateway.exchange.sse import Frame, FrameReader
 from gateway.proxy.multipart import Form
-from gateway.proxy.scrubbing import Scrubber
+from gateway.proxy.scrubbing import Scrubber, Seams
 from gateway.registry.directory import Directory, ServerView
 from gateway.vault import Vault
 
@@ -388,15 +388,16 @@ def passed_on(response: aiohttp.ClientResponse) -> dict[str, str]:
 
 
 async def _stream(response: aiohttp.ClientResponse, scrubber: Scrubber) -> AsyncIterator[Event]:
-    reader = FrameReader()
+    reader, seams = FrameReader(), Seams(scrubber)
     async for chunk in response.content.iter_any():
         for frame in reader.feed(chunk):
             event = parse_frame(frame, scrubber)
-            if event is None:
-                continue
-            yield event
-            if event.type in TERMINAL:
-                return
+            for ready in () if event is None else seams.feed(event):
+                yield ready
+                if ready.type in TERMINAL:
+                    return
+    for ready in seams.end():
+        yield ready
     yield Broken("Azure's stream ended without an end.", sent=True)
 
 

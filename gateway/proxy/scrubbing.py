@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
+
+from gateway.exchange.messages import FrameSeen
 
 _REDACTED = b"[redacted]"
 _SHORTEST_SECRET = 6
@@ -22,7 +25,16 @@ class Scrubber:
                 once = _spellings(value)
                 forms |= {value, *once, *(twice for text in once for twice in _spellings(text))}
         self._values = tuple(values)
-        self._forms = tuple(form.encode() for form in sorted(forms, key=len, reverse=True))
+        self._texts = tuple(sorted(forms, key=len, reverse=True))
+        self._forms = tuple(form.encode() for form in self._texts)
+
+    def begins(self, text: str) -> bool:
+        """Whether the end of `text` could be the beginning of a secret."""
+        return any(
+            text.endswith(form[:length])
+            for form in self._texts
+            for length in range(min(len(form) - 1, len(text)), 0, -1)
+        )
 
     def with_more(self, values: Sequence[str]) -> Scrubber:
         """One that takes these out, too."""
@@ -34,6 +46,52 @@ class Scrubber:
             if form in raw:
                 raw = raw.replace(form, _REDACTED)
         return raw
+
+
+class Seams:
+    """Finds secrets that are split over the deltas of one text of a stream.
+
+    A delta that could end in the beginning of a secret waits for the next frame; a delta of the
+    same text then takes it in.
+    """
+
+    def __init__(self, scrubber: Scrubber) -> None:
+        self._scrubber = scrubber
+        self._held: FrameSeen | None = None
+
+    def feed(self, frame: FrameSeen) -> list[FrameSeen]:
+        """The frames that may go on because of this one."""
+        held, self._held = self._held, None
+        if _text_of(frame) is not None:
+            if held is not None and _place(held) == _place(frame):
+                frame, held = self._joined(held, frame), None
+            if self._scrubber.begins(_text_of(frame) or ""):
+                self._held = frame
+                return [held] if held is not None else []
+        return [frame] if held is None else [held, frame]
+
+    def end(self) -> list[FrameSeen]:
+        """What still waits when there is no next frame."""
+        held, self._held = self._held, None
+        return [] if held is None else [held]
+
+    def _joined(self, first: FrameSeen, second: FrameSeen) -> FrameSeen:
+        text = f"{_text_of(first)}{_text_of(second)}".encode("utf-8", "surrogatepass")
+        data = {**second.data, "delta": self._scrubber.clean(text).decode("utf-8", "surrogatepass")}
+        probable = first.data.get("logprobs"), second.data.get("logprobs")
+        if isinstance(probable[0], list) and isinstance(probable[1], list):
+            data["logprobs"] = [*probable[0], *probable[1]]
+        return FrameSeen(second.type, data)
+
+
+def _text_of(frame: FrameSeen) -> str | None:
+    delta = frame.data.get("delta")
+    return delta if isinstance(delta, str) and frame.type.endswith(".delta") else None
+
+
+def _place(frame: FrameSeen) -> tuple[Any, ...]:
+    names = ("item_id", "output_index", "content_index", "summary_index")
+    return (frame.type, *(frame.data.get(name) for name in names))
 
 
 def _spellings(text: str) -> set[str]:
