@@ -48,3 +48,15 @@ def test_settings_named_anywhere_exist() -> None:
     for path in pages:
         named = set(re.findall(rf"\b{PREFIX}[A-Z][A-Z_]*[A-Z]\b", path.read_text()))
         assert named <= known, f"{path.relative_to(ROOT)}: {sorted(named - known)}"
+
+
+def test_every_code_that_an_app_may_see_is_documented() -> None:
+    pages = (ROOT / "docs" / "apps.md").read_text() + (ROOT / "docs" / "edge.md").read_text()
+    documented = set(re.findall(r"`([a-z_]+)`", pages))
+    codes: set[str] = set()
+    for folder in ("proxy", "exchange", "vault"):
+        for path in (ROOT / "gateway" / folder).glob("*.py"):
+            codes |= set(re.findall(r'(?:code=|_refusal\()\s*"([a-z_]+)"', path.read_text()))
+    assert len(codes) > 50
+    # What Azure refuses keeps Azure's code.
+    assert codes - documented - {"declined"} == set()
