@@ -20,7 +20,7 @@ _ECHOED = (
 )  # fmt: skip
 #: Members that every round reports for itself alone: added up, or put one after the other.
 _SUMMED = ("usage", "tool_usage")
-_CONCATENATED = ("content_filters",)
+_CONCATENATED = ("content_filters", "moderation")
 
 
 class Stitcher:

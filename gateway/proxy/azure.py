@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -75,6 +75,7 @@ class Wire:
         return {"headers": dict(self.headers), "query": dict(self.query)}
 
 
+Heard: TypeAlias = Callable[[dict[str, str]], None]
 #: JSON, or a file with what belongs to it.
 Body: TypeAlias = bytes | Form
 
@@ -186,8 +187,13 @@ class Azure:
 
     # --- a round ----------------------------------------------------------------------------
 
-    async def round(self, turn: Forward, wire: Wire) -> AsyncGenerator[Event, None]:
-        """Send one round; its frames, or `Rejected`, or `Broken` as the last event."""
+    async def round(
+        self, turn: Forward, wire: Wire, heard: Heard | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Send one round; its frames, or `Rejected`, or `Broken` as the last event.
+
+        `heard` is told the headers of the answer that an app may see.
+        """
         try:
             document, scrubber = await self._with_credentials(turn.body, turn.bindings)
             raw = dump(document)
@@ -198,7 +204,7 @@ class Azure:
         attempt = 0
         while True:
             async with contextlib.aclosing(
-                self._attempt(raw, wire, scrubber, once=answers)
+                self._attempt(raw, wire, scrubber, heard, once=answers)
             ) as events:
                 first = await anext(events, None)
                 pause = _pause(first, attempt, resumes=answers)
@@ -236,12 +242,14 @@ class Azure:
                 return
 
     async def _attempt(
-        self, raw: bytes, wire: Wire, scrubber: Scrubber, *, once: bool
+        self, raw: bytes, wire: Wire, scrubber: Scrubber, heard: Heard | None, *, once: bool
     ) -> AsyncGenerator[Event, None]:
         answered = False
         try:
             async with self.request("POST", "responses", wire, raw, once=once) as response:
                 answered = True
+                if heard is not None:
+                    heard(passed_on(response))
                 async for event in self._events(response, wire, scrubber):
                     yield event
         except aiohttp.ClientConnectorError:

@@ -86,7 +86,7 @@ def takes_keepalive(call: Call, heartbeat: str) -> bool:
 
 def headers_of(live: Live) -> dict[str, str]:
     """What every answer of an exchange carries."""
-    named = {"gatepass-exchange": live.kept.id}
+    named = {**live.headers, "gatepass-exchange": live.kept.id}
     return {**named, "gatepass-receipt": live.receipt} if live.receipt else named
 
 

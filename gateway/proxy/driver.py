@@ -250,7 +250,10 @@ class Driver:
             return await self._carry_out(self._exchange.receive(broken))
         azure, wire = self._tools.azure, self._assignment.wire
         following, self._following = self._following, None
-        source = azure.follow(following, turn, wire) if following else azure.round(turn, wire)
+        heard = self._live.hear
+        source = (
+            azure.follow(following, turn, wire) if following else azure.round(turn, wire, heard)
+        )
         async with contextlib.aclosing(source) as events:
             async for event in events:
                 # Azure just closes the stream of a response that is cancelled.

@@ -36,6 +36,7 @@ class Live:
         self.held_since: float | None = None
         self.deadline: float | None = None
         self.receipt: str | None = None
+        self.headers: dict[str, str] = {}  # of Azure's newest answer, as an app may see them
         self.detached = kept.background
         self.joinable = not kept.background
         self.cancel: Callable[[str], None] | None = None
@@ -49,6 +50,10 @@ class Live:
         """One more frame of the app's stream."""
         self.frames.append(_rendered(frame))
         self.wake()
+
+    def hear(self, headers: dict[str, str]) -> None:
+        """Azure has begun to answer a round."""
+        self.headers = headers
 
     def log(self, *coming: Emit) -> list[str] | None:
         """The frames so far and those to come next, to be kept; None unless they are kept."""

@@ -79,20 +79,25 @@ async def app_id_of(session: AsyncSession, response_id: str) -> str:
 
 
 async def check_items(session: AsyncSession, app_id: str, findings: Findings) -> None:
-    """MCP items may come back only from the app they were handed to, unchanged; any item that is
-    named by its id must be the app's own.
+    """MCP items may come back only from the app they were handed to, unchanged; what is named by
+    its id must be the app's own; and no item may bear the id of another app's, for Azure would
+    take that one.
     """
-    for sent in findings.sent_items:
-        row = await session.get(HandedItem, (sent.id, app_id))
-        if row is None or row.digest != items.item_digest(sent.item):
+    named = (*findings.references, *findings.containers)
+    sent = {item.id for item in findings.sent_items}
+    owners = await _owners(session, {*findings.item_ids, *named, *sent})
+    for item in findings.sent_items:
+        digest = owners.get(item.id, {}).get(app_id)
+        if digest is None or digest != items.item_digest(item.item):
             raise Bypass(
-                f"input[{sent.index}]: this '{sent.type}' item was not handed out by "
+                f"input[{item.index}]: this '{item.type}' item was not handed out by "
                 "this gateway, or was changed since.",
                 code="item_forged",
-                param=f"input[{sent.index}]",
+                param=f"input[{item.index}]",
             )
-    for name in (*findings.references, *findings.containers):
-        if await _is_foreign(session, app_id, name):
+    foreign = {name for name, found in owners.items() if app_id not in found}
+    for name in (*named, *findings.item_ids):
+        if name in foreign or (name in named and name not in owners):
             raise Bypass(
                 f"The item '{name[:100]}' was not handed to this app by this gateway.",
                 code="item_forged",
@@ -100,13 +105,16 @@ async def check_items(session: AsyncSession, app_id: str, findings: Findings) ->
             )
 
 
-async def _is_foreign(session: AsyncSession, app_id: str, name: str) -> bool:
-    handed = await session.get(HandedItem, (name, app_id))
-    if handed is None:
-        return True
-    # A request that was held is Azure's and people's business alone, whoever's it is.
-    held = select(ApprovalRequest.id).where(ApprovalRequest.upstream_id == name).limit(1)
-    return not handed.digest and (await session.exec(held)).first() is not None
+async def _owners(session: AsyncSession, ids: Collection[str]) -> dict[str, dict[str, str]]:
+    """By item id, the apps it was handed to, with its digest."""
+    owners: dict[str, dict[str, str]] = {}
+    wanted = list(ids)
+    for start in range(0, len(wanted), 500):
+        some = wanted[start : start + 500]
+        found = await session.exec(select(HandedItem).where(col(HandedItem.item_id).in_(some)))
+        for row in found:
+            owners.setdefault(row.item_id, {})[row.app_id] = row.digest
+    return owners
 
 
 async def check_files(session: AsyncSession, app_id: str, file_ids: Iterable[str]) -> None:

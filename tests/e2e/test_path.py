@@ -53,6 +53,20 @@ async def test_an_approved_call_runs_once_and_the_app_sees_one_response(gateway:
     assert (retrieved.output_text, retrieved.usage) == (answer.output_text, answer.usage)
 
 
+async def test_an_answer_has_the_headers_of_azures_newest_round(gateway: Gateway):
+    client = await gateway.app()
+    body = {"model": MODEL, "input": TRANSFER, "tools": [gateway.tool()]}
+    raw, _ = await asyncio.gather(
+        client.responses.with_raw_response.create(**body), gateway.decide()
+    )
+    left = int(raw.headers["x-ratelimit-remaining-requests"])
+    again = await client.responses.with_raw_response.create(model=MODEL, input="Hello")
+    assert int(again.headers["x-ratelimit-remaining-requests"]) == left - 1
+    assert raw.headers["x-ms-region"] == "Sweden Central"
+    assert raw.headers["x-request-id"].startswith("req_")
+    assert {"gatepass-exchange", "gatepass-receipt"} <= set(raw.headers)
+
+
 @pytest.mark.parametrize("style", [plain, streamed, helper])
 async def test_a_denied_call_does_not_run_and_the_model_explains(gateway: Gateway, style):
     answer, _ = await asyncio.gather(style(gateway), gateway.decide("deny"))
