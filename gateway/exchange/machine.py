@@ -145,13 +145,11 @@ class Exchange:
     def _forward(self) -> Forward:
         answers = {name: answer for name, answer in self.answers.items() if answer is not None}
         approved = tuple(name for name, answer in answers.items() if answer.approve)
-        body = resume.next_body(
-            self.plan,
-            answers,
-            resume.Progress(
-                tuple(self.upstream_ids), self.transcript, self.output_tokens, self.executions
-            ),
+        progress = resume.Progress(
+            tuple(self.upstream_ids), list(self.transcript), self.output_tokens, self.executions
         )
+        body = resume.next_body(self.plan, answers, progress)
+        replay = resume.replay_body(self.plan, body, progress)
         self.transcript += [resume.answer_item(name, answer) for name, answer in answers.items()]
         self.told = self.calls
         self.released = {name: self.calls[name] for name in approved}
@@ -160,7 +158,7 @@ class Exchange:
         self.stitcher.begin_round()
         self._enter("forwarding")
         denied = tuple(name for name in answers if name not in approved)
-        return Forward(self.stitcher.round, body, self.plan.bindings, approved, denied)
+        return Forward(self.stitcher.round, body, self.plan.bindings, approved, denied, replay)
 
     # --- a running round --------------------------------------------------------------------
 

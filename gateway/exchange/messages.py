@@ -205,13 +205,17 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send this round. It answers the approval requests `releases` with yes, `denials` with no."""
+    """Send this round. It answers the approval requests `releases` with yes, `denials` with no.
+
+    `replay` is the round as it can be sent when Azure never finds its parent.
+    """
 
     round: int
     body: Json
     bindings: tuple[Binding, ...]
     releases: tuple[str, ...] = ()
     denials: tuple[str, ...] = ()
+    replay: Json | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,18 @@ def next_body(plan: Plan, answers: Mapping[str, Answer], progress: Progress) -> 
     return body
 
 
+def replay_body(plan: Plan, body: Json, progress: Progress) -> Json | None:
+    """The same round without its parent, everything so far sent again; None where the chain began
+    before this exchange. For an Azure that does not find what it has just made.
+    """
+    began_here = plan.body.get("previous_response_id") is None and not plan.carried
+    if not (began_here and progress.upstream_ids and "previous_response_id" in body):
+        return None
+    whole = {name: value for name, value in body.items() if name != "previous_response_id"}
+    answers = body["input"]
+    return {**whole, "input": [*as_items(plan.body.get("input")), *progress.transcript, *answers]}
+
+
 def as_items(value: Any) -> list[Json]:
     """`input` as a list of items, whichever way the app wrote it."""
     if value is None:

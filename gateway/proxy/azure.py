@@ -201,13 +201,17 @@ class Azure:
             yield Broken(error.message, sent=False, code=error.code, status=error.status)
             return
         answers = turn.round > 0 or bool(turn.releases or turn.denials)
-        attempt = 0
+        attempt, replay = 0, True
         while True:
             async with contextlib.aclosing(
                 self._attempt(raw, wire, scrubber, heard, once=answers)
             ) as events:
                 first = await anext(events, None)
                 pause = _pause(first, attempt, resumes=answers)
+                if pause is None and turn.replay and replay and _is_unseen(first):
+                    pause, replay = 0.0, False
+                    document, scrubber = await self._with_credentials(turn.replay, turn.bindings)
+                    raw = dump(document)
                 if pause is None:
                     if first is not None:
                         yield first
@@ -344,12 +348,16 @@ def _pause(event: Event | None, attempt: int, *, resumes: bool) -> float | None:
     match event:
         case Broken(sent=False):
             return PAUSES[attempt] if attempt < 2 else None
-        case Rejected() if parent_unseen(event):
+        case Rejected() if _is_unseen(event):
             return PAUSES[attempt]
         case Rejected(status=429 | 503, headers=headers) if resumes and attempt < 3:
             return _retry_after(headers)
         case _:
             return None
+
+
+def _is_unseen(event: Event | None) -> bool:
+    return isinstance(event, Rejected) and parent_unseen(event)
 
 
 def parent_unseen(answer: Rejected) -> bool:

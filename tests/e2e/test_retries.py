@@ -16,6 +16,7 @@ import httpx2
 import openai
 import pytest
 
+from gateway.proxy import azure
 from gateway.store.tables import ResponseId
 from tests.support.attempts import RESPONSES, add_app, error_of
 from tests.support.demo import TRANSFER
@@ -225,6 +226,24 @@ async def test_P_12_a_follow_up_waits_for_a_parent_that_azure_has_just_streamed(
         async with asyncio.timeout(2):
             with pytest.raises(openai.BadRequestError, match="not found"):
                 await gateway.ask("And now?", previous_response_id=direct.id, tools=[])
+
+
+async def test_a_parent_that_never_becomes_visible_is_done_without(tmp_path: Path, monkeypatch):
+    """Azure has refused the round unread each time, so that sending it whole is no repetition."""
+    monkeypatch.setattr(azure, "PAUSES", (0.05, 0.05))
+    async with AsyncExitStack() as stack:
+        gateway = await open_gateway(stack, tmp_path, world={"propagation_delay": 3600})
+        asking = asyncio.ensure_future(gateway.ask(TRANSFER, stream=True))
+        await gateway.decide()
+        events = [event async for event in await asking]
+        assert events[-1].type == "response.completed"
+        assert events[-1].response.output_text.startswith("bank.transfer returned")
+        bodies = await posted(gateway)
+        assert [body.get("previous_response_id") is None for body in bodies] == [
+            True, False, False, False, True,
+        ]  # fmt: skip
+        assert len(await gateway.effects()) == 1
+        await gateway.verify()
 
 
 async def settled(gateway: Gateway) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ import pytest
 
 from gateway.exchange.messages import Answer
 from gateway.exchange.resume import Progress, as_items, next_body
-from tests.support.playbook import a_plan
-from tests.support.rounds import Json
+from tests.support.playbook import YES as APPROVED
+from tests.support.playbook import Playbook, a_plan
+from tests.support.rounds import Json, Round, listing, request
 
 YES = {"mcpr_1": Answer(True)}
 
@@ -101,3 +102,28 @@ def test_the_first_body_is_the_plan() -> None:
 )
 def test_input_in_any_form_is_a_list_of_items(value: Any, items: list[Json]) -> None:
     assert as_items(value) == items
+
+
+def test_a_round_can_be_sent_without_its_parent_where_the_chain_began_here() -> None:
+    book = Playbook(a_plan(input="go"))
+    assert book.start().replay is None
+    book.hear(Round("resp_1", [listing(), request()]))
+    forward = book.decide(mcpr_1=APPROVED)
+    assert forward.replay is not None
+    assert forward.replay["input"] == [
+        {"role": "user", "content": "go"}, listing(), request(), *forward.body["input"],
+    ]  # fmt: skip
+    changed = {"input": None, "previous_response_id": None}
+    assert {**forward.replay, **changed} == {**forward.body, **changed}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"previous_response_id": "resp_0"}, {"conversation": "conv_1"}, {"store": False}],
+    ids=str,
+)
+def test_what_began_elsewhere_or_has_no_parent_is_not_sent_again_whole(asked: Json) -> None:
+    book = Playbook(a_plan(input=[], **asked))
+    book.start()
+    book.hear(Round("resp_1", [request()]))
+    assert book.decide(mcpr_1=APPROVED).replay is None
