@@ -79,7 +79,10 @@ def test_an_approval_is_stitched_as_recorded() -> None:
     book.play(Started(), Forward(0, plan.body, plan.bindings))
     assert book.hear(ASKS) == [LISTED, Hold((CALL,))]
     told = {**plan.body, "input": [answer_item("mcpr_1")], "previous_response_id": "resp_1"}
-    book.play(Decided("mcpr_1", YES), Forward(1, told, plan.bindings, ("mcpr_1",)))
+    user = {"role": "user", "content": plan.asked["input"]}
+    whole = {**plan.body, "input": [user, *ASKS.items, answer_item("mcpr_1")]}
+    forward = Forward(1, told, plan.bindings, ("mcpr_1",), replay=whole)
+    book.play(Decided("mcpr_1", YES), forward)
     relisting = Round("resp_2", [listing("mcpl_2"), *ENDS.items])
     assert book.hear(relisting)[:2] == [LISTED, Observed("mcpr_1", "executed", True)]
     final = check_stream(book.emitted)
