@@ -11,6 +11,7 @@ from __future__ import annotations
 import copyreg
 import json
 import math
+from collections import Counter
 from typing import Any, NoReturn
 
 import orjson
@@ -110,14 +111,10 @@ def _too_deep() -> Refused:
 def _object(pairs: list[tuple[str, Any]]) -> Json:
     document = dict(pairs)
     if len(document) != len(pairs):
-        names = set(document)
-        for name, _ in pairs:
-            if name not in names:
-                raise Refused(
-                    f"The member {name[:80]!r} stands twice in one object.",
-                    code="duplicate_member",
-                )
-            names.discard(name)
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise Refused(
+            f"The member {twice[:80]!r} stands twice in one object.", code="duplicate_member"
+        )
     return document
 
 

@@ -125,6 +125,11 @@ def test_a_body_that_is_nested_too_deeply_is_refused(depth: int, pair: tuple[byt
     assert refused(b'{"a":' + opening * depth + b"1" + closing * depth + b"}") == "json_too_deep"
 
 
+def test_a_body_may_hold_many_objects_side_by_side() -> None:
+    raw = b'{"input":[' + b",".join([b"{}"] * 300) + b"]}"
+    assert len(parse(raw)["input"]) == 300
+
+
 def test_the_deepest_body_can_still_be_saved_inside_something_else() -> None:
     document = parse(b'{"a":' + b"[" * 199 + b"]" * 199 + b"}")
     for _ in range(20):

@@ -76,6 +76,12 @@ def test_an_index_that_was_shown_does_not_show_an_approval_later() -> None:
     assert "mcpr_1" not in str(book.emitted)
 
 
+def test_an_approval_at_no_index_is_not_shown_either() -> None:
+    book = Playbook(a_plan())
+    book.start()
+    assert book.receive(FrameSeen("response.output_item.done", {"item": request()})) == []
+
+
 # --- Azure refuses a round ------------------------------------------------------------------
 
 
