@@ -47,8 +47,11 @@ from gateway.telemetry import Clock, utc_now
 from gateway.vault import open_vault
 from web.security import site
 
-#: Some clients keep a path of the endpoint they were given in front of `/openai/`.
-_DATA_PLANE = re.compile(r"(?:/(?!api/)[A-Za-z0-9_-]{1,64})?/openai/|/v1/")
+#: Some clients keep a path of the endpoint they were given in front of `/openai/`. The last ones
+#: are Azure's for other families of models: refused, and recorded under the name of the app.
+_DATA_PLANE = re.compile(
+    r"(?:/(?!api/)[A-Za-z0-9_-]{1,64})?/openai/|/v1/|/(?:anthropic|models|deployments)/"
+)
 
 
 class Gatepass(FastAPI):

@@ -110,6 +110,11 @@ def _too_deep() -> Refused:
 
 def _object(pairs: list[tuple[str, Any]]) -> Json:
     document = dict(pairs)
+    if "__proto__" in document:
+        raise Refused(
+            "A member named '__proto__' changes objects in some languages.",
+            code="member_misspelt",
+        )
     if len(document) != len(pairs):
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise Refused(

@@ -33,7 +33,8 @@ _RECORDED = frozenset(
     {
         "body_too_large", "content_encoding_unsupported", "content_type_unsupported",
         "duplicate_header", "duplicate_member", "invalid_form", "invalid_json", "invalid_type",
-        "json_not_representable", "json_too_deep", "json_too_large", "method_not_allowed",
+        "json_not_representable", "json_too_deep", "json_too_large", "member_misspelt",
+        "method_not_allowed",
         "number_out_of_range",
     }
 )  # fmt: skip

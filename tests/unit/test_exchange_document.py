@@ -125,6 +125,14 @@ def test_a_body_that_is_nested_too_deeply_is_refused(depth: int, pair: tuple[byt
     assert refused(b'{"a":' + opening * depth + b"1" + closing * depth + b"}") == "json_too_deep"
 
 
+@pytest.mark.parametrize("body", [b'{"__proto__":{"tools":[]}}', b'{"a":[{"\\u005f_proto__":1}]}'])
+def test_r_19_a_prototype_is_no_member(body: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        parse(body)
+    assert caught.value.code == "member_misspelt"
+    assert read(body), "Azure may say what it likes"
+
+
 def test_a_body_may_hold_many_objects_side_by_side() -> None:
     raw = b'{"input":[' + b",".join([b"{}"] * 300) + b"]}"
     assert len(parse(raw)["input"]) == 300
