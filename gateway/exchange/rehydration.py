@@ -12,6 +12,9 @@ from typing import Any
 
 from gateway.exchange.messages import Around, Json
 
+_NOT_AGAIN = "This call is not to be made again."
+_NO_CALLS: Mapping[str, Any] = {}
+
 
 def around(transcript: Sequence[Json], shown: Sequence[Json]) -> dict[str, Around]:
     """By item id, what is hidden around the items that the app was shown.
@@ -43,7 +46,8 @@ def around(transcript: Sequence[Json], shown: Sequence[Json]) -> dict[str, Aroun
 def rehydrate(items: Sequence[Json], known: Mapping[str, Around]) -> list[Json]:
     """The app's items with everything back in its place that was taken out of them.
 
-    An item that is there already, or is put back twice, stands once.
+    An item that is there already, or is put back twice, stands once. An approval comes back only
+    with the call that it released: see `settled`.
     """
     there = {str(item["id"]) for item in items if item.get("id")}
     whole: list[Json] = []
@@ -56,7 +60,33 @@ def rehydrate(items: Sequence[Json], known: Mapping[str, Around]) -> list[Json]:
         is_reference = item.get("type", "item_reference") == "item_reference"
         whole.append(item if is_reference else {**item, **what.members})
         whole += _new(what.after, there)
-    return whole
+    calls = {name: what.members.get("approval_request_id") for name, what in known.items()}
+    return settled(whole, calls)
+
+
+def settled(items: Sequence[Json], calls: Mapping[str, Any] = _NO_CALLS) -> list[Json]:
+    """The same items, with a denial for each approval whose call does not stand after it.
+
+    Azure carries out what is approved and not called in what it is sent: an approval whose call was
+    never reported, or is left out, must not be told a second time. `calls` says which approval the
+    calls have that are only named.
+    """
+    made: set[Any] = set()
+    result: list[Json] = []
+    for item in reversed(items):
+        if item.get("type") == "mcp_call":
+            made.add(item.get("approval_request_id"))
+        elif item.get("type", "item_reference") == "item_reference":
+            made.add(calls.get(str(item.get("id"))))
+        elif _approves(item) and item.get("approval_request_id") not in made:
+            result.append({**item, "approve": False, "reason": _NOT_AGAIN})
+            continue
+        result.append(item)
+    return result[::-1]
+
+
+def _approves(item: Json) -> bool:
+    return item.get("type") == "mcp_approval_response" and item.get("approve") is not False
 
 
 def unanswered(items: Sequence[Json]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.exchange.messages import Answer, Call, Json, Plan
+from gateway.exchange.rehydration import settled
 
 _LEAST_TOKENS = 16
 
@@ -36,7 +37,7 @@ def next_body(plan: Plan, answers: Mapping[str, Answer], progress: Progress) -> 
         return _first(plan, items)
     body = dict(plan.body)
     if plan.body.get("store") is False:
-        body["input"] = [*as_items(body.get("input")), *progress.transcript, *items]
+        body["input"] = [*as_items(body.get("input")), *settled(progress.transcript), *items]
     elif plan.body.get("conversation") is not None:
         # There is no parent here: Azure wants to see the request again beside its answer.
         body["input"] = [*_asked(progress.transcript, answers), *items]
@@ -61,7 +62,8 @@ def replay_body(plan: Plan, body: Json, progress: Progress) -> Json | None:
         return None
     whole = {name: value for name, value in body.items() if name != "previous_response_id"}
     answers = body["input"]
-    return {**whole, "input": [*as_items(plan.body.get("input")), *progress.transcript, *answers]}
+    before = [*as_items(plan.body.get("input")), *settled(progress.transcript)]
+    return {**whole, "input": [*before, *answers]}
 
 
 def as_items(value: Any) -> list[Json]:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.attempts import House, open_house
 from tests.support.demo import TRANSFER
-from tests.support.gateway import MODEL, Gateway
+from tests.support.gateway import MODEL, Gateway, open_gateway
 
 pytestmark = pytest.mark.e2e
 REASONING = "gpt-5"
@@ -123,6 +123,39 @@ async def test_a_held_call_beside_a_function_is_awaited_in_a_chain_sent_again(ga
         await ask(gateway, items, **more)
     assert (await last_input(gateway))[-1]["approve"] is False
     assert len(await gateway.effects()) == 1
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_call_whose_answer_was_lost_is_not_made_again_by_a_chain(
+    tmp_path: Path, store: bool
+):
+    """Against an upstream that carries out whatever it is told is approved, as often as it is."""
+    async with AsyncExitStack() as stack:
+        gateway = await open_gateway(stack, tmp_path, world={"replayable_approvals": True})
+        user = {"role": "user", "content": f"{TRANSFER} fail: drop-before-bytes on resume"}
+        body = {"model": MODEL, "tools": [gateway.tool()], "store": store, "stream": True}
+        client = await gateway.app()
+        stream = await client.responses.create(input=[user], **body)
+        shown: list[dict[str, Any]] = []
+
+        async def read() -> None:
+            async for event in stream:
+                if event.type == "response.output_item.done":
+                    shown.append(event.item.model_dump(exclude_none=True))
+
+        deciding = asyncio.ensure_future(gateway.decide())
+        with pytest.raises(openai.APIError):
+            await read()
+        await deciding
+        assert kinds(shown) == ["mcp_list_tools"]
+        assert len(await gateway.effects()) == 1
+        second = await ask(gateway, [user, *shown, THANKS], store=store, model=MODEL)
+        assert second.status == "completed"
+        sent = await last_input(gateway)
+        [answer] = [i for i in sent if i.get("type") == "mcp_approval_response"]
+        assert answer["approve"] is False
+        assert len(await gateway.effects()) == 1
+        await gateway.verify()
 
 
 async def test_items_may_be_named_instead_of_sent(gateway: Gateway):
