@@ -64,6 +64,7 @@ _NEVER_INSIDE = frozenset(
 _OPAQUE = frozenset(
     {"parameters", "input_schema", "schema", "arguments", "metadata", "output", "format"}
 )
+_HOLDERS = (dict, list)
 
 _REFUSED_MEMBERS = {
     "prompt": "a stored prompt may carry tools that nobody sees in the request",
@@ -275,7 +276,7 @@ def _check_names(members: Json, where: str) -> None:
 
 def _check_inside(node: Any, where: str) -> None:
     """Nothing inside of a plain tool or item may be a tool or an approval itself."""
-    level = list(_children(node))
+    level = _children(node)
     while level:
         for holder in level:
             if isinstance(holder, dict) and folding.folded(holder.get("type")) in _NEVER_INSIDE:
@@ -287,13 +288,14 @@ def _check_inside(node: Any, where: str) -> None:
         level = [child for holder in level for child in _children(holder)]
 
 
-def _children(holder: Any) -> Iterator[Any]:
-    values: Any = holder
-    if isinstance(holder, dict):
-        values = [value for name, value in holder.items() if name not in _OPAQUE]
-    for value in values:
-        if isinstance(value, dict | list):
-            yield value
+def _children(holder: Any) -> list[Any]:
+    if isinstance(holder, list):
+        return [value for value in holder if isinstance(value, _HOLDERS)]
+    return [
+        value
+        for name, value in holder.items()
+        if isinstance(value, _HOLDERS) and name not in _OPAQUE
+    ]
 
 
 def _check_tool(entry: Json, where: str) -> None:

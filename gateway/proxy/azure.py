@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -123,11 +122,11 @@ class Azure:
             if session is not None:
                 await session.close()
 
-    @contextlib.asynccontextmanager
-    async def request(
+    async def send(
         self, method: str, path: str, wire: Wire, body: Body | None = None, *, once: bool = True
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request below the resource's root. `path` starts without a slash.
+    ) -> aiohttp.ClientResponse:
+        """One request below the resource's root, its answer to be used as a context. `path` starts
+        without a slash.
 
         `once`: it must not reach Azure twice, so it takes a connection of its own. Another one
         takes a kept connection, and is sent again where Azure had just closed that.
@@ -146,19 +145,16 @@ class Azure:
             headers["content-type"] = "application/json"
             data = body
         url = self._address(path, wire.query)
-        send = partial(self._fresh.request, method, url, headers=headers, data=data)
-        if once:
-            response = await send(allow_redirects=False)
-        else:
-            pooled = partial(self._pooled.request, method, url, headers=headers, data=data)
+        if not once:
+            pooled = self._pooled.request
             try:
-                response = await pooled(allow_redirects=False)
+                return await pooled(method, url, headers=headers, data=data, allow_redirects=False)
             except aiohttp.ClientConnectorError:
                 raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                response = await send(allow_redirects=False)
-        async with response:
-            yield response
+                pass  # Azure had just closed it
+        fresh = self._fresh.request
+        return await fresh(method, url, headers=headers, data=data, allow_redirects=False)
 
     def _address(self, path: str, query: Mapping[str, str | list[str]]) -> URL:
         if path == "responses" and not query and self._create is not None:
@@ -175,7 +171,7 @@ class Azure:
         """
         raw = None if body is None else dump(body)
         try:
-            async with self.request(method, path, wire, raw, once=method == "POST") as response:
+            async with await self.send(method, path, wire, raw, once=method == "POST") as response:
                 if response.status >= 300:
                     raise Declined(await rejection(response, self.scrubber))
                 document = read(self.scrubber.clean(await response.read()))
@@ -235,7 +231,7 @@ class Azure:
         streaming = Wire(wire.headers, {**wire.query, "stream": "true"})
         for way in (streaming, wire) if turn.body.get("stream") else (wire,):
             try:
-                async with self.request("GET", path, way, once=False) as response:
+                async with await self.send("GET", path, way, once=False) as response:
                     if response.status >= 300 and way is streaming:
                         continue
                     async for event in self._events(response, wire, scrubber):
@@ -250,7 +246,7 @@ class Azure:
     ) -> AsyncGenerator[Event, None]:
         answered = False
         try:
-            async with self.request("POST", "responses", wire, raw, once=once) as response:
+            async with await self.send("POST", "responses", wire, raw, once=once) as response:
                 answered = True
                 if heard is not None:
                     heard(passed_on(response))
@@ -288,7 +284,7 @@ class Azure:
         while status in {"queued", "in_progress"}:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 5.0)
-            async with self.request(
+            async with await self.send(
                 "GET", f"responses/{response['id']}", wire, once=False
             ) as answer:
                 if answer.status >= 500 or answer.status in {404, 429}:
@@ -399,8 +395,11 @@ async def rejection(response: aiohttp.ClientResponse, scrubber: Scrubber) -> Rej
 
 def passed_on(response: aiohttp.ClientResponse) -> dict[str, str]:
     """The headers of an answer that the app may see."""
-    found = {name.lower(): value for name, value in response.headers.items()}
-    return {name: value for name, value in found.items() if name in PASSED_ON}
+    return {
+        lower: value
+        for name, value in response.headers.items()
+        if (lower := name.lower()) in PASSED_ON
+    }
 
 
 async def _stream(response: aiohttp.ClientResponse, scrubber: Scrubber) -> AsyncIterator[Event]:

@@ -52,6 +52,9 @@ class _Chain:
     young: bool = False
 
 
+_NO_CHAIN = _Chain()
+
+
 @dataclass(frozen=True)
 class _Request:
     """One create request, understood and made safe. `app` waits as it wishes for this request."""
@@ -86,18 +89,18 @@ class Creation:
         findings = inspect(asked)
         if app.wait != "return":
             ownership.refuse_approvals(findings, frozenset())
-        chain = await self._chain(app, findings, asked) if findings.refers else _Chain()
+        chain = await self._chain(app, findings, asked) if findings.refers else _NO_CHAIN
         ownership.refuse_approvals(findings, _shown(findings, chain))
         self._refuse_reach(findings)
         carried = tuple(Carried(item.call, item.answer) for item in chain.carried)
         matcher = self.tools.directory.view.matcher(app)
         enforced = enforce(asked, findings, matcher, carried)
-        enforced = dataclasses.replace(enforced, body=_continued(enforced.body, chain))
-        request = _Request(call, app, wire, asked, findings, chain, enforced)
+        body = _continued(enforced.body, chain)
         if findings.mediated or carried:
+            enforced = dataclasses.replace(enforced, body=body)
+            request = _Request(call, app, wire, asked, findings, chain, enforced)
             await self._mediate(request, carried)
         else:
-            body = enforced.body
             await self.passing.create(call, app, asked, body, wire, patient=chain.young)
 
     def _refuse_reach(self, findings: Findings) -> None:

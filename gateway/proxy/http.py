@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import secrets
 from collections.abc import AsyncGenerator, Mapping
@@ -23,6 +24,9 @@ TARGET = "gatepass.target"
 #: What may stand in a header that goes out again: more is written by some and dropped by others.
 _PLAIN = re.compile(rb"[ -~]*")
 _LONGEST_LENGTH = 18  # digits of a Content-Length: a number that every parser can hold
+
+#: A request's id is unique and no secret: asking the system for each would cost more than the id.
+_NUMBERS = random.Random(secrets.randbits(256))  # noqa: S311
 
 
 class ClientGone(Exception):
@@ -60,7 +64,7 @@ class Call:
         )
         self._lines: list[tuple[bytes, bytes]] = scope["headers"]
         self._headers = dict(self._lines)
-        self.id = "req_" + secrets.token_hex(12)
+        self.id = f"req_{_NUMBERS.getrandbits(96):024x}"
         self.started = False
 
     def header(self, name: str) -> str | None:
@@ -89,16 +93,32 @@ class Call:
                 code="content_type_unsupported",
                 status=415,
             )
-        parts = [part async for part in self.chunks(limit)]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        self._admit(limit)
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:  # not through `chunks`: most bodies are one, and a generator costs more
+            part, more = await self._part()
+            size = _within(size + len(part), limit)
+            parts.append(part)
+        return b"".join(parts)
 
     async def chunks(self, limit: int) -> AsyncGenerator[bytes, None]:
         """The body as it comes, whatever it is; raises `Refused` (413, 415), what ended it early,
         or `ClientGone`.
         """
+        self._admit(limit)
+        size, more = 0, True
+        while more:
+            part, more = await self._part()
+            size = _within(size + len(part), limit)
+            yield part
+
+    def _admit(self, limit: int) -> None:
+        """What can be said of a body before it is read."""
         declared = self.header("content-length") or "0"
-        if len(declared) > _LONGEST_LENGTH or int(declared) > limit:
-            raise _too_large(limit)  # unread
+        if len(declared) > _LONGEST_LENGTH:
+            raise _too_large(limit)
+        _within(int(declared), limit)
         encoding = self.header("content-encoding")
         if encoding not in (None, "", "identity"):
             raise Refused(
@@ -106,17 +126,12 @@ class Call:
                 code="content_encoding_unsupported",
                 status=415,
             )
-        size, more = 0, True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise self._state.get(FAULT) or ClientGone
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            yield part
-            more = message.get("more_body", False)
+
+    async def _part(self) -> tuple[bytes, bool]:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise self._state.get(FAULT) or ClientGone
+        return message.get("body", b""), message.get("more_body", False)
 
     async def disconnected(self) -> None:
         """Return when the app closes its connection. Only after the body was read."""
@@ -175,6 +190,12 @@ def error_body(error: GatepassError) -> Json:
     return {
         "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     }
+
+
+def _within(size: int, limit: int) -> int:
+    if size > limit:
+        raise _too_large(limit)
+    return size
 
 
 def _too_large(limit: int) -> Refused:

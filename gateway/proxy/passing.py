@@ -7,7 +7,6 @@ row are committed before the last byte is handed over, together with those of ot
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -82,7 +81,7 @@ class Passing:
         trace = _Trace(self.clock(), call.id, app, asked)
         try:
             for pause in (*(PAUSES if patient else ()), None):
-                async with self.azure.request(
+                async with await self.azure.send(
                     "POST", "responses", wire, raw, once=False
                 ) as response:
                     if response.status < 300:
@@ -105,7 +104,7 @@ class Passing:
                 f"The connection to Azure broke ({type(error).__name__})."
             ) from None
         finally:
-            requests_total.labels(route="responses", outcome=trace.outcome).inc()
+            requests_total.labels("responses", trace.outcome).inc()
             if not trace.recorded:
                 await self._record(trace)
 
@@ -240,9 +239,7 @@ def _watch(commands: list[Command]) -> Finished | None:
                 "Azure asked for approval of a call on a server that was not in the request.",
                 code="unexpected_approval_request",
             )
-    with contextlib.suppress(StopIteration):
-        return next(command for command in commands if isinstance(command, Finished))
-    return None
+    return next((command for command in commands if isinstance(command, Finished)), None)
 
 
 def internal(error: Exception) -> GatepassError:

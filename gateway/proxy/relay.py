@@ -71,7 +71,7 @@ class Relay:
         """Ask Azure; `deliver` gets its answer unless that is an error, which is passed on."""
         once = isinstance(ask.body, Form)  # a file is read while it is sent
         try:
-            async with self.azure.request(
+            async with await self.azure.send(
                 ask.method, ask.path, ask.wire, ask.body, once=once
             ) as response:
                 trace.status = response.status

@@ -194,7 +194,7 @@ class Retrieval:
         if exchange.state == "forwarding" and live.kept.background and exchange.upstream_ids:
             path = f"responses/{exchange.upstream_ids[-1]}/cancel"
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with self.azure.request("POST", path, wire) as response:
+                async with await self.azure.send("POST", path, wire) as response:
                     await response.read()
 
     async def input_items(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:

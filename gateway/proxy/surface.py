@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gateway.errors import GatepassError, Refused
 from gateway.exchange.messages import Bypass
@@ -71,6 +72,7 @@ class Target:
             )
 
 
+@lru_cache(maxsize=1024)
 def find(path: str) -> Target:
     """The route of a path; raises `Bypass` for one that is not on the list."""
     root = _ROOT.fullmatch(path)
