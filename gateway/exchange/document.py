@@ -23,6 +23,7 @@ from gateway.exchange.messages import Json
 _DEEPEST = 200
 #: More than any context holds; reading a million members takes a second. Texts may hold some, too.
 _MOST_MEMBERS, _MOST_VALUES = 100_000, 1_000_000
+_PROTOTYPE = b"__proto__"
 _LEAST_INTEGER, _GREATEST_INTEGER = -(2**63), 2**64 - 1
 
 
@@ -38,7 +39,8 @@ def parse(raw: bytes) -> Json:
     if raw.count(b'":') > _MOST_MEMBERS or raw.count(b",") > _MOST_VALUES:
         raise Refused("The body holds too many values.", code="json_too_large", status=413)
     try:
-        document = _lossless(raw) or _DECODER.decode(raw.decode("utf-8"))
+        document = None if _PROTOTYPE in raw else _lossless(raw)
+        document = document or _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Refused(
             f"The body is not valid UTF-8 (byte {error.start}).", code="invalid_json"
@@ -117,7 +119,7 @@ def _too_deep() -> Refused:
 
 def _object(pairs: list[tuple[str, Any]]) -> Json:
     document = dict(pairs)
-    if "__proto__" in document:
+    if _PROTOTYPE.decode() in document:
         raise Refused(
             "A member named '__proto__' changes objects in some languages.",
             code="member_misspelt",

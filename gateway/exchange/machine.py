@@ -69,7 +69,9 @@ class Exchange:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.state = "new"
-        self.stitcher = Stitcher(plan.asked, show_approvals=plan.show_approvals)
+        self.stitcher = Stitcher(
+            plan.asked, show_approvals=plan.show_approvals, transparent=not plan.mediated
+        )
         self.calls: dict[str, Call] = {}  # asked for in the running or just ended round
         self.answers: dict[str, Answer | None] = {}  # what the next round will tell Azure
         self.told: dict[str, Call] = {}  # answered by the running round, approved or not
@@ -124,8 +126,6 @@ class Exchange:
         self._must_be("new")
         self.calls = {carried.call.request_id: carried.call for carried in self.plan.carried}
         self.answers = {carried.call.request_id: carried.answer for carried in self.plan.carried}
-        if self.plan.carried:
-            self.stitcher.transparent = False
         awaited = tuple(name for name, answer in self.answers.items() if answer is None)
         if awaited:
             self._enter("holding")

@@ -97,7 +97,8 @@ class Plan:
     """What an exchange sets out to do: fixed at its start, part of every snapshot.
 
     `asked` is the app's request as it came, `body` what we are willing to send: servers
-    replaced, no secret inside.
+    replaced, no secret inside. `mediated`: the answer is ours to number and to watch over; else
+    it passes as it comes.
     """
 
     asked: Json
@@ -106,6 +107,7 @@ class Plan:
     carried: tuple[Carried, ...] = ()
     show_approvals: bool = False
     max_rounds: int = 25
+    mediated: bool = True
 
 
 # --- events ---------------------------------------------------------------------------------

@@ -27,9 +27,12 @@ class Stitcher:
     """The app's one response while rounds come and go.
 
     `asked` is the app's request: its own declarations are what the response object echoes.
+    `transparent`: as long as there is nothing to hide, everything goes on as it came.
     """
 
-    def __init__(self, asked: Json, *, show_approvals: bool = False) -> None:
+    def __init__(
+        self, asked: Json, *, show_approvals: bool = False, transparent: bool = False
+    ) -> None:
         self.asked = asked
         self.show_approvals = show_approvals
         self.id: str | None = None
@@ -43,10 +46,7 @@ class Stitcher:
         self.base: Json = {}
         self.summed: dict[str, Json] = {}
         self.concatenated: dict[str, list[Any]] = {}
-        self.mediated = any(_is_mcp(tool) for tool in asked.get("tools") or [])
-        # The log of a background stream is ours, and so are the numbers in it.
-        logged = asked.get("background") and asked.get("stream")
-        self.transparent = not (self.mediated or logged)
+        self.transparent = transparent
 
     # --- frames -----------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class Stitcher:
     def _added_encryption(self) -> bool:
         include = self.asked.get("include")
         return (
-            self.mediated
+            any(_is_mcp(tool) for tool in self.asked.get("tools") or [])
             and self.asked.get("store") is False
             and "reasoning.encrypted_content" not in (include or [])
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -48,6 +48,8 @@ PASSED_ON = frozenset(
 #: Between tries of what Azure did not begin: a streamed parent has taken half a minute to be seen.
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _LONGEST_PAUSE = 60.0
+#: Seconds until credentials are opened anew to be looked for in answers.
+_KNOWN_FOR = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,15 @@ class Declined(UpstreamFailed):
         self.answer = answer
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The scrubber of all credentials, as of a version of the configuration, and for how long."""
+
+    version: int
+    until: float
+    scrubber: Scrubber = field(repr=False)
+
+
 class Azure:
     """One per process. `open` before use, `close` at the end."""
 
@@ -98,6 +109,7 @@ class Azure:
         self._create = URL(upstream.url + "responses") if upstream else None
         #: Takes our own key out of answers: some services show it in errors.
         self.scrubber = Scrubber([upstream.key] if upstream else [])
+        self._known: _Known | None = None
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
 
@@ -170,11 +182,12 @@ class Azure:
         Raises `Declined` for an error of Azure's own, `UpstreamFailed` when there is no answer.
         """
         raw = None if body is None else dump(body)
+        scrubber = await self._thorough()
         try:
             async with await self.send(method, path, wire, raw, once=method == "POST") as response:
                 if response.status >= 300:
-                    raise Declined(await rejection(response, self.scrubber))
-                document = read(self.scrubber.clean(await response.read()))
+                    raise Declined(await rejection(response, scrubber))
+                document = read(scrubber.clean(await response.read()))
                 return document, passed_on(response)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
@@ -305,8 +318,9 @@ class Azure:
         self, body: Json, bindings: Sequence[Binding]
     ) -> tuple[Json, Scrubber]:
         """The body with every bound server's credential in it, and what must never come back."""
+        scrubber = await self._thorough()
         if not bindings:
-            return body, self.scrubber
+            return body, scrubber
         tools = list(body["tools"])
         values: list[str] = []
         for binding in bindings:
@@ -321,7 +335,23 @@ class Azure:
                 value = (await self._vault.open(server.credential.ref)).reveal()
                 tools[binding.tool_index] = {**entry, **_injected(server, value)}
                 values.append(value)
-        return {**body, "tools": tools}, self.scrubber.with_more(values)
+        return {**body, "tools": tools}, scrubber.with_more(values)
+
+    async def _thorough(self) -> Scrubber:
+        """Takes out the credentials of all servers: what one of them once let out may be in a
+        context at Azure, and come back in an answer that has nothing to do with it.
+        """
+        now, version = asyncio.get_running_loop().time(), self._directory.view.version
+        known = self._known
+        if known is None or known.version != version or known.until <= now:
+            values = []
+            for server in self._directory.view.servers.values():
+                if server.credential is not None:
+                    with contextlib.suppress(GatepassError):  # nobody can use it now, either
+                        values.append((await self._vault.open(server.credential.ref)).reveal())
+            known = _Known(version, now + _KNOWN_FOR, self.scrubber.with_more(values))
+            self._known = known
+        return known.scrubber
 
 
 def _injected(server: ServerView, value: str) -> Json:

@@ -43,13 +43,15 @@ _YOUNG = timedelta(minutes=2)
 class _Chain:
     """What a request goes on from: the id that Azure knows the end of the chain by, the calls
     that were left open there, and what is hidden around the items that the app sends again.
-    `young`: Azure may not see the end of the chain yet.
+    `young`: Azure may not see the end of the chain yet. `watched`: what servers said may be in
+    it, and a credential of theirs among that.
     """
 
     parent_id: str | None = None
     carried: tuple[reading.LeftOpen, ...] = ()
     around: Mapping[str, Around] = field(default_factory=dict)
     young: bool = False
+    watched: bool = False
 
 
 _NO_CHAIN = _Chain()
@@ -96,7 +98,7 @@ class Creation:
         matcher = self.tools.directory.view.matcher(app)
         enforced = enforce(asked, findings, matcher, carried)
         body = _continued(enforced.body, chain)
-        if findings.mediated or carried:
+        if findings.mediated or carried or chain.watched:
             enforced = dataclasses.replace(enforced, body=body)
             request = _Request(call, app, wire, asked, findings, chain, enforced)
             await self._mediate(request, carried)
@@ -119,7 +121,7 @@ class Creation:
     async def _chain(self, app: AppView, findings: Findings, asked: Json) -> _Chain:
         context = self.tools.context
         async with context.db.reading() as session:
-            await ownership.check_items(session, app.id, findings)
+            watched = await ownership.check_items(session, app.id, findings)
             await ownership.check_files(session, app.id, findings.file_ids)
             parent = None
             if findings.previous_response_id is not None:
@@ -128,12 +130,14 @@ class Creation:
                 newest = await ownership.conversation(session, app.id, findings.conversation)
                 parent = ownership.Parent(newest)
         if parent is None:
-            return await self._sent_chain(app, findings, asked)
+            chain = await self._sent_chain(app, findings, asked)
+            return dataclasses.replace(chain, watched=watched)
         left: list[reading.LeftOpen] = []
         if parent.exchange_id is not None:
             left = await reading.left_open(context.db, context.envelope, parent.exchange_id)
         young = parent.made_at is not None and self.tools.clock() - parent.made_at < _YOUNG
-        return _Chain(parent.last_id, tuple(left), young=young)
+        watched = watched or parent.exchange_id is not None or findings.conversation is not None
+        return _Chain(parent.last_id, tuple(left), young=young, watched=watched)
 
     async def _sent_chain(self, app: AppView, findings: Findings, asked: Json) -> _Chain:
         """The app sends all items itself: what they hide is put back, what is open is asked."""

@@ -78,17 +78,17 @@ async def app_id_of(session: AsyncSession, response_id: str) -> str:
     return (exchange.response_id if exchange else None) or response_id
 
 
-async def check_items(session: AsyncSession, app_id: str, findings: Findings) -> None:
+async def check_items(session: AsyncSession, app_id: str, findings: Findings) -> bool:
     """MCP items may come back only from the app they were handed to, unchanged; what is named by
     its id must be the app's own; and no item may bear the id of another app's, for Azure would
-    take that one.
+    take that one. Returns whether any of them is of an exchange of ours.
     """
     named = (*findings.references, *findings.containers)
     sent = {item.id for item in findings.sent_items}
     owners = await _owners(session, {*findings.item_ids, *named, *sent})
     for item in findings.sent_items:
-        digest = owners.get(item.id, {}).get(app_id)
-        if digest is None or digest != items.item_digest(item.item):
+        row = owners.get(item.id, {}).get(app_id)
+        if row is None or row.digest != items.item_digest(item.item):
             raise Bypass(
                 f"input[{item.index}]: this '{item.type}' item was not handed out by "
                 "this gateway, or was changed since.",
@@ -103,17 +103,18 @@ async def check_items(session: AsyncSession, app_id: str, findings: Findings) ->
                 code="item_forged",
                 param="input",
             )
+    return any(row.exchange_id for found in owners.values() for row in found.values())
 
 
-async def _owners(session: AsyncSession, ids: Collection[str]) -> dict[str, dict[str, str]]:
-    """By item id, the apps it was handed to, with its digest."""
-    owners: dict[str, dict[str, str]] = {}
+async def _owners(session: AsyncSession, ids: Collection[str]) -> dict[str, dict[str, HandedItem]]:
+    """By item id, the apps it was handed to."""
+    owners: dict[str, dict[str, HandedItem]] = {}
     wanted = list(ids)
     for start in range(0, len(wanted), 500):
         some = wanted[start : start + 500]
         found = await session.exec(select(HandedItem).where(col(HandedItem.item_id).in_(some)))
         for row in found:
-            owners.setdefault(row.item_id, {})[row.app_id] = row.digest
+            owners.setdefault(row.item_id, {})[row.app_id] = row
     return owners
 
 

@@ -75,7 +75,7 @@ class Passing:
 
         `patient`: Azure may not know a parent yet that it has just made; it is asked again.
         """
-        exchange = Exchange(Plan(asked, body))
+        exchange = Exchange(Plan(asked, body, mediated=False))
         exchange.receive(Started())
         raw = dump(body)
         trace = _Trace(self.clock(), call.id, app, asked)

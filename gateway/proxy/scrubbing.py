@@ -25,20 +25,25 @@ class Scrubber:
                 once = _spellings(value)
                 forms |= {value, *once, *(twice for text in once for twice in _spellings(text))}
         self._values = tuple(values)
-        self._texts = tuple(sorted(forms, key=len, reverse=True))
-        self._forms = tuple(form.encode() for form in self._texts)
+        texts = sorted(forms, key=len, reverse=True)
+        self._forms = tuple(form.encode() for form in texts)
+        self._longest = len(texts[0]) if texts else 0
+        self._by_letter: dict[str, list[str]] = {}
+        for text in texts:
+            self._by_letter.setdefault(text[0], []).append(text)
 
     def begins(self, text: str) -> bool:
         """Whether the end of `text` could be the beginning of a secret."""
-        return any(
-            text.endswith(form[:length])
-            for form in self._texts
-            for length in range(min(len(form) - 1, len(text)), 0, -1)
-        )
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            for form in self._by_letter.get(text[start], ()):
+                if len(form) > len(text) - start and form.startswith(text[start:]):
+                    return True
+        return False
 
     def with_more(self, values: Sequence[str]) -> Scrubber:
         """One that takes these out, too."""
-        return Scrubber([*self._values, *values])
+        more = [value for value in values if value not in self._values]
+        return Scrubber([*self._values, *more]) if more else self
 
     def clean(self, raw: bytes) -> bytes:
         """`raw` without any of the secrets."""

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from tests.support.attempts import House, open_house
-from tests.support.demo import TRANSFER
+from tests.support.demo import TOKEN, TRANSFER
 from tests.support.gateway import MODEL, Gateway, open_gateway
 
 pytestmark = pytest.mark.e2e
@@ -202,6 +202,31 @@ async def test_B_06_items_of_any_kind_belong_to_the_app_they_were_handed_to(hous
         await house.refuses(whole, "item_forged", key=house.other, app="other-bot")
     unknown = {"type": "item_reference", "id": "msg_unknown"}
     await house.refuses({"model": MODEL, "input": [unknown, THANKS]}, "item_forged")
+
+
+async def test_P_42_what_a_server_once_let_out_does_not_come_back_in_a_later_turn(gateway: Gateway):
+    """Azure's context holds what servers said as they said it: with a credential, if they did."""
+    first, _ = await asyncio.gather(ask(gateway, [USER], model=MODEL), gateway.decide())
+    told = f"The server said {TOKEN}"
+    client, name = await conversation_of(gateway, items=[{"role": "user", "content": told}])
+    assert (await ask(gateway, [{"role": "user", "content": told}], tools=[])).output_text.endswith(
+        TOKEN
+    ), "nothing of a server can be in a chain that has just begun"
+    more: list[dict[str, Any]] = [{"previous_response_id": first.id}, {"conversation": name}]
+    for goes_on in more:
+        second = await client.responses.create(model=MODEL, input=told, **goes_on)
+        assert second.output_text == "You said: The server said [redacted]"
+        stream = await client.responses.create(model=MODEL, input=told, stream=True, **goes_on)
+        assert TOKEN not in "".join([event.model_dump_json() async for event in stream])
+        for path in (
+            f"/openai/v1/responses/{second.id}",
+            f"/openai/v1/responses/{second.id}?include[]=message.output_text.logprobs",
+            f"/openai/v1/responses/{second.id}/input_items",
+            f"/openai/v1/conversations/{name}/items",
+        ):
+            answer = await gateway.raw("GET", path)
+            assert answer.status_code == 200, answer.text
+            assert TOKEN not in answer.text
 
 
 # --- conversations --------------------------------------------------------------------------

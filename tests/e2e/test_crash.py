@@ -263,7 +263,8 @@ async def test_killing_at_many_moments_never_runs_a_call_twice(mortal: Mortal):
     gateway = mortal.gateway
     approved = 0
     for number in range(15):
-        asking = await ask_and_lose(gateway, TRANSFER)
+        # Each its own: the same one again would join what the death before has left.
+        asking = await ask_and_lose(gateway, f"{TRANSFER}, for the {number}th time")
         if number % 3:
             request = (await gateway.pending())[0]
             reviewing = asyncio.ensure_future(gateway.review(request))

@@ -19,11 +19,12 @@ from gateway.exchange.document import dump, parse, read
 
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+NAMES = TEXT.filter(lambda name: name != "__proto__")
 DOCUMENTS = st.dictionaries(
-    TEXT,
+    NAMES,
     st.recursive(
         st.none() | st.booleans() | NUMBERS | TEXT,
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
         max_leaves=20,
     ),
     max_size=5,

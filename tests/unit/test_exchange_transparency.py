@@ -17,7 +17,7 @@ PLAIN = Round("resp_1", [reasoning(), message(), function_call()], echo={"tools"
 
 
 def begun(asked: dict | None = None) -> Playbook:
-    plan = Plan(asked or ASKED, asked or ASKED)
+    plan = Plan(asked or ASKED, asked or ASKED, mediated=False)
     book = Playbook(plan)
     book.start()
     return book
