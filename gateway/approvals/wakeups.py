@@ -2,7 +2,7 @@
 
 A hint, never the truth: whoever is woken reads the database. In this process a wake-up is
 immediate; decisions of other processes (the command line, another replica) are found by one
-query per half second, however many wait.
+small query per half second, however many wait.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Wakeups:
         self._changed = asyncio.Condition()
         self._version = 0
         self._fingerprint: object = None
+        self._newly: set[str] = set()  # waited for since the last look
 
     async def wait(self, approval_ids: Iterable[str], seconds: float) -> None:
         """Return when one of these may have changed, or after `seconds`."""
@@ -38,6 +39,7 @@ class Wakeups:
         ids = list(approval_ids)
         for approval_id in ids:
             self._waiting[approval_id].add(event)
+        self._newly.update(ids)
         try:
             async with asyncio.timeout(seconds):
                 await event.wait()
@@ -73,15 +75,24 @@ class Wakeups:
                 await self._look()
             except Exception as error:
                 log.warning("wakeups.look_failed", error=type(error).__name__)
+                self._fingerprint = None  # whatever was missed: all of them, next time
 
     async def _look(self) -> None:
         decided: list[str] = []
         async with self._db.reading() as session:
             newest = await session.exec(
-                select(func.max(col(ApprovalRequest.id)), func.max(col(ApprovalRequest.decided_at)))
+                select(
+                    func.max(col(ApprovalRequest.id)),
+                    func.max(col(ApprovalRequest.decided_at)),
+                    select(func.count())
+                    .where(ApprovalRequest.state == "pending")
+                    .scalar_subquery(),
+                )
             )
             fingerprint = tuple(newest.one())
-            ids = list(self._waiting)
+            # One that has begun to wait may have been decided just before: it is looked at once.
+            newly, self._newly = self._newly, set()
+            ids = list(newly if fingerprint == self._fingerprint else self._waiting)
             for start in range(0, len(ids), _BATCH):
                 rows = await session.exec(
                     select(ApprovalRequest.id).where(

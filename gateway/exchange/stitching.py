@@ -194,8 +194,12 @@ class Stitcher:
             self._begin(response)
         for upstream, item in enumerate(response.get("output") or []):
             shown = self._place(upstream, item)
-            if shown is not None and self.items[shown] is None:
-                self.items[shown] = self._shown_item(item)
+            if shown is None:
+                continue
+            final = self._shown_item(item)
+            # Where it is as it was shown, one copy does for the transcript and for here.
+            if self.items[shown] is None or self.items[shown] == final:
+                self.items[shown] = final
         if not self.transparent:  # else the app gets this very object
             self._add_up(response)
 
