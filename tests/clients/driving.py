@@ -58,7 +58,8 @@ class Played:
 
     def first_rounds(self, case: Case) -> int:
         """How often Azure was asked what `case` asks, resumes not counted."""
-        bodies = [entry["body"] or {} for entry in self.upstream]
+        # An uploaded form is kept as text.
+        bodies = [entry["body"] for entry in self.upstream if isinstance(entry["body"], dict)]
         return sum(case.name in json.dumps(body.get("input")) for body in bodies)
 
     def executed(self, case: Case) -> int:

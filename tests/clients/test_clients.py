@@ -25,10 +25,33 @@ def each(*names: str, modes: tuple[str, ...] = ()) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
 
-@each("text", "azure", "function", "image", "chain", "reasoning", "stored", "background", "resume")
+@each(
+    *("text", "azure", "function", "image", "drawing", "chain", "reasoning", "stored"),
+    *("background", "resume"),
+)
 def test_what_works_at_azure_works_here(case: Case, report: Report) -> None:
     assert report["ok"], report["error"]
     assert report["id"].startswith("resp_")
+
+
+@each("files", "chat", "embeddings", "models")
+def test_what_passes_through_works_here_too(case: Case, report: Report) -> None:
+    assert report["ok"], report["error"]
+
+
+@each("computer", "conversation")
+def test_a_call_is_held_wherever_it_stands(case: Case, report: Report, played: Played) -> None:
+    assert report["ok"], report["error"]
+    assert (played.people_asked(case), played.executed(case)) == (1, 1)
+
+
+@each("wish")
+def test_the_answer_of_an_app_that_goes_on_by_itself_is_a_wish(
+    case: Case, report: Report, played: Played
+) -> None:
+    assert report["ok"], report["error"]
+    # The app said no, a person said yes.
+    assert (played.people_asked(case), played.executed(case)) == (1, 1)
 
 
 @each("cancel")
