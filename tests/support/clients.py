@@ -103,6 +103,12 @@ CAPABILITIES = (
     Capability("text", "Text", {"python": _PYTHON, **_EVERYWHERE}),
     Capability("approved", "Held call, approved", {"python": _PYTHON, **_EVERYWHERE}),
     Capability("denied", "Held call, denied", {"python": _PYTHON, **_EVERYWHERE}),
+    Capability(
+        "credential",
+        "MCP `headers` of the app",
+        _PLAIN_EVERYWHERE,
+        note="Those of the vault go to Azure instead.",
+    ),
     Capability("wait", "Decision after 20 s", {"python": _OFFICIAL, **_EVERYWHERE}),
     Capability(
         "azure",
@@ -129,8 +135,8 @@ CAPABILITIES = (
     Capability(
         "wish",
         "Continued by the app itself (`Gatepass-Wait: return`)",
-        {"python": ("plain",), "node": ("plain",)},
-        only=("openai-3", "node-7"),
+        _PLAIN,
+        only=("openai-3", "node-7", "curl"),
         note="What the app answers to the request is a wish; what a person decided is sent.",
     ),
     Capability("background", "Background: polled", _PLAIN),
@@ -168,7 +174,7 @@ CAPABILITIES = (
         "refusal",
         "Refusals and failures",
         {"python": _REFUSALS, "node": _REFUSALS, "agents": _REFUSALS, "ai": _REFUSALS},
-        note="The status, or `vault` for a credential that cannot be opened (502, nothing sent). "
+        note="The status, or `vault` for a credential that cannot be opened (503, nothing sent). "
         "The app gets the error with its code. A client repeats it only where that is harmless, "
         "the AI SDK excepted: see below.",
     ),

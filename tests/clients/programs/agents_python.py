@@ -22,6 +22,7 @@ from checks import (
     EXECUTED,
     FAULTS,
     MODEL,
+    OWN,
     PIXEL,
     REASON,
     TOOLS,
@@ -120,6 +121,12 @@ async def approved(run: Run) -> None:
 @play
 async def denied(run: Run) -> None:
     await held(run)
+
+
+@play
+async def credential(run: Run) -> None:
+    result = await ask(run, run.transfer(), [hosted(run, headers=OWN)])
+    equal(result.final_output.startswith(EXECUTED), True, result.final_output)
 
 
 @play

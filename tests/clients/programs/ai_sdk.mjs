@@ -7,7 +7,7 @@ import {
 } from 'ai';
 
 import {
-  DRAWN, FAULTS, MODEL, PIXEL, SERVERS, WEATHER,
+  DRAWN, FAULTS, MODEL, OWN, PIXEL, SERVERS, WEATHER,
   checkHeldText, checkHidden, checkPicture, equal, main,
 } from './checks.mjs';
 
@@ -21,6 +21,7 @@ const bank = (run, changes = {}) =>
     serverLabel: changes.server_label ?? 'bank',
     serverUrl: changes.server_url ?? `${run.bank}/mcp`,
     requireApproval: 'never',
+    ...(changes.headers && { headers: changes.headers }),
   });
 
 async function finished(run, options) {
@@ -87,6 +88,10 @@ await main({
 
   async denied(run) {
     await held(run);
+  },
+
+  async credential(run) {
+    await held(run, { tools: { bank: bank(run, { headers: OWN }) } });
   },
 
   async wait(run) {

@@ -20,6 +20,7 @@ export const SERVERS = {
   503: { server_label: 'branch' },
   vault: { server_label: 'keyless', server_url: 'http://127.0.0.1:9/keyless' },
 };
+export const OWN = { Authorization: 'Bearer my-own-key' };
 export const DRAWN = { 'x-ms-oai-image-generation-deployment': 'my-image-deployment' };
 export const SCREEN = {
   type: 'computer_use_preview',

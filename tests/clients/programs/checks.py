@@ -33,6 +33,7 @@ WEATHER = {
 }
 
 
+OWN = {"Authorization": "Bearer my-own-key"}
 DRAWN = {"x-ms-oai-image-generation-deployment": "my-image-deployment"}
 SCREEN = {
     "type": "computer_use_preview",

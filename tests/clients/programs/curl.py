@@ -13,6 +13,7 @@ from checks import (
     DRAWN,
     EXECUTED,
     MODEL,
+    OWN,
     PIXEL,
     SCREEN,
     WEATHER,
@@ -126,6 +127,30 @@ async def approved(run: Run) -> None:
 async def denied(run: Run) -> None:
     final = await create(run, input=run.transfer(), tools=[run.tool()])
     run.check_held(final, text_in(final), denied=True)
+
+
+@play
+async def credential(run: Run) -> None:
+    final = await create(run, input=run.transfer(), tools=[run.tool(headers=OWN)])
+    run.check_held(final, text_in(final))
+
+
+@play
+async def wish(run: Run) -> None:
+    header = ("-H", "Gatepass-Wait: return")
+    body = {"model": MODEL, "tools": [run.tool()]}
+    data = json.dumps({**body, "input": run.transfer()})
+    first = await read(run, "?api-version=preview", *header, "-d", data)
+    request = first["output"][-1]
+    equal(request["type"], "mcp_approval_request", "last item")
+    answer = {"type": "mcp_approval_response", "approval_request_id": request["id"]}
+    more = {"previous_response_id": first["id"], "input": [{**answer, "approve": False}]}
+    data = json.dumps({**body, **more})
+    refused = await read(run, "?api-version=preview", "-d", data)
+    equal(refused["error"]["code"], "approval_forged", "without the header")
+    second = await read(run, "?api-version=preview", *header, "-d", data)
+    run.keep(second, text_in(second))
+    equal(text_in(second).startswith(EXECUTED), True, text_in(second))
 
 
 @play

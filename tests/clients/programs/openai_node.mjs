@@ -3,7 +3,7 @@
 import OpenAI, { APIError, AzureOpenAI, toFile } from 'openai';
 
 import {
-  DRAWN, EXECUTED, FAULTS, MODEL, PIXEL, SCREEN, SERVERS, WEATHER,
+  DRAWN, EXECUTED, FAULTS, MODEL, OWN, PIXEL, SCREEN, SERVERS, WEATHER,
   checkEvents, checkHeld, checkHidden, checkPicture, equal, main, screenshot, sleep, textOf,
 } from './checks.mjs';
 
@@ -86,6 +86,11 @@ await main({
 
   async denied(run) {
     await held(run, clientOf(run), true);
+  },
+
+  async credential(run) {
+    const tools = [run.tool({ headers: OWN })];
+    checkHeld(...(await ask(run, clientOf(run), { input: run.transfer(), tools })));
   },
 
   async wait(run) {

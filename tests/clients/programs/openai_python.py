@@ -14,6 +14,7 @@ from checks import (
     EXECUTED,
     FAULTS,
     MODEL,
+    OWN,
     PIXEL,
     SCREEN,
     TOOLS,
@@ -57,6 +58,13 @@ async def approved(run: Run) -> None:
 async def denied(run: Run) -> None:
     final, text = await ask(run, client_of(run), input=run.transfer(), tools=[run.tool()])
     run.check_held(final, text, denied=True)
+
+
+@play
+async def credential(run: Run) -> None:
+    tools = [run.tool(headers=OWN)]
+    final, text = await ask(run, client_of(run), input=run.transfer(), tools=tools)
+    run.check_held(final, text)
 
 
 @play
