@@ -1,7 +1,7 @@
-"""Rows of the conformance list that no other test asserts: one test each, its number in its name.
+"""Rows of the conformance list that no other test asserts: plain calls and streams.
 
-Most are played on one gateway. Every test marks what it asks for, and finds its own traces by that
-mark: at Azure, at the bank, in the ledger.
+One test each, its number in its name, most of them on one gateway. The rest of the rows is in
+test_conformance_kept.py, or stands beside what it is about.
 """
 
 from __future__ import annotations
@@ -9,152 +9,34 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 import pytest_asyncio
-from sqlmodel import select
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gateway.approvals import decisions, exchanges, holding
-from gateway.approvals.exchanges import Opening
-from gateway.approvals.holding import Rules
-from gateway.approvals.kept import Kept
-from gateway.audit.live import verify_live
 from gateway.config import Settings
 from gateway.demo.runner import cut_connection, serve
-from gateway.errors import Conflict, Refused
-from gateway.exchange.messages import Call, ServerFacts
+from gateway.errors import Refused
 from gateway.policy.rules import parse
-from gateway.store.database import open_database
-from gateway.store.tables import ApprovalRequest, metadata
-from tests.support.attempts import RESPONSES, House, add_app, error_of, open_house
-from tests.support.clock import FakeClock
-from tests.support.demo import KEY, TOKEN
-from tests.support.gateway import MODEL, Gateway, http, open_gateway
+from tests.support.attempts import RESPONSES, House, add_app, open_house
+from tests.support.demo import TOKEN
+from tests.support.gateway import MODEL, http, open_gateway
 from tests.support.rounds import Round, call, listing, message
 from tests.support.rounds import request as approval_request
-from tests.support.stage import BANK, Stage, Wish, stage
+from tests.support.rows import EXECUTED, HIDDEN, Row, deltas, events, kinds, row_of, seamless
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
-HIDDEN = ("mcp_approval_request", "mcp_approval_response")
-EXECUTED = "bank.transfer returned:"
 COMMENT = ": waiting\n\n"
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}
-_marks = itertools.count(1)
-
-
-@dataclass
-class Row:
-    """One row on the shared gateway; `mark` is what its transfers refer to."""
-
-    house: House
-    mark: str
-    before: int
-
-    @property
-    def gateway(self) -> Gateway:
-        return self.house.gateway
-
-    def call(self, amount: int = 5, *more: str) -> str:
-        """Words that make the model transfer money, and more words."""
-        arguments = {"amount": amount, "currency": "EUR", "to_account": "0815"}
-        text = json.dumps({**arguments, "reference": self.mark})
-        return " ".join([f"call transfer {text}", *more])
-
-    async def held(self, text: str, verdict: str = "approve", **changes: Any) -> httpx2.Response:
-        """Ask, decide, and hear the answer."""
-        asking = asyncio.ensure_future(self.house.post(self.house.body(input=text, **changes)))
-        await self.gateway.decide(verdict)
-        return await asking
-
-    async def streamed(
-        self, text: str, verdict: str | None = "approve", **changes: Any
-    ) -> list[dict[str, Any]]:
-        """The same as a stream: its events."""
-        body = self.house.body(input=text, stream=True, **changes)
-        asking = asyncio.ensure_future(self.house.post(body))
-        if verdict:
-            await self.gateway.decide(verdict)
-        return events(await asking)
-
-    async def rounds(self) -> list[dict[str, Any]]:
-        """The rounds that Azure was sent since the test began."""
-        requests = (await self.gateway.upstream_requests())[self.before :]
-        return [entry["body"] for entry in requests if entry["path"].endswith("/responses")]
-
-    async def done(self) -> list[dict[str, Any]]:
-        """The arguments of what the bank carried out for this row."""
-        effects = [effect["arguments"] for effect in await self.gateway.effects()]
-        return [arguments for arguments in effects if arguments.get("reference") == self.mark]
-
-    async def rounds_at_azure(self, exchange_id: str) -> list[dict[str, Any]]:
-        """Every round of an exchange as Azure itself keeps it."""
-        shown = (await self.gateway.api("GET", f"/exchanges/{exchange_id}")).json()
-        path = "/openai/v1/responses"
-        found = [await self.gateway.world.get(f"{path}/{name}") for name in shown["upstream_ids"]]
-        return [answer.json() for answer in found]
-
-    async def outcomes(self, exchange_id: str) -> list[str]:
-        """What the ledger says of the calls of an exchange."""
-        observed = await self.gateway.records("execution.observed")
-        own = [entry for entry in observed if entry["subject"]["exchange"] == exchange_id]
-        return [entry["outcome"] for entry in own]
-
-
-def events(answer: httpx2.Response) -> list[dict[str, Any]]:
-    """The events of a stream, comments left out; each is named as its data is."""
-    assert answer.status_code == 200, answer.text
-    found = []
-    for block in answer.text.split("\n\n"):
-        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
-        if lines:
-            name, data = lines
-            found.append(json.loads(data.removeprefix("data: ")))
-            assert name == f"event: {found[-1]['type']}"
-    return found
-
-
-def kinds(items: list[dict[str, Any]]) -> list[str]:
-    return [item["type"] for item in items]
-
-
-def deltas(found: list[dict[str, Any]]) -> list[str]:
-    return [event["delta"] for event in found if event["type"] == "response.output_text.delta"]
-
-
-def seamless(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """One response without a gap in any numbering; its final object."""
-    assert [event["sequence_number"] for event in found] == list(range(len(found)))
-    types = [event["type"] for event in found]
-    for once in ("response.created", "response.in_progress", "response.completed"):
-        assert types.count(once) == 1, once
-    assert types[:2] == ["response.created", "response.in_progress"]
-    assert types[-1] == "response.completed"
-    final: dict[str, Any] = found[-1]["response"]
-    assert {event["response"]["id"] for event in found if "response" in event} == {final["id"]}
-    places = {
-        step: [e["output_index"] for e in found if e["type"] == f"response.output_item.{step}"]
-        for step in ("added", "done")
-    }
-    assert places["added"] == sorted(places["done"]) == list(range(len(final["output"])))
-    ended = [event for event in found if event["type"] == "response.output_item.done"]
-    assert [event["item"]["id"] for event in ended] == [item["id"] for item in final["output"]]
-    assert not [word for word in HIDDEN if word in json.dumps(found)]
-    return final
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -168,8 +50,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hous
 @pytest_asyncio.fixture(loop_scope="module")
 async def row(shared: House) -> Row:
     """The shared gateway, with a mark of the test's own."""
-    before = len(await shared.gateway.upstream_requests())
-    return Row(shared, f"row {next(_marks)}", before)
+    return await row_of(shared)
 
 
 # --- plain ----------------------------------------------------------------------------------
@@ -490,299 +371,3 @@ async def test_P_30_padding_that_was_switched_off_stays_off_in_the_resume(row: R
     assert not any("obfuscation" in event for event in found)
     assert len(deltas(found)) > 1
     assert [body.get("stream_options") for body in await row.rounds()][-2:] == [options, options]
-
-
-# --- the background, and what is kept -------------------------------------------------------
-
-
-async def test_P_34_of_cancel_and_approval_exactly_one_wins(row: Row):
-    """Three dozen at once; a thousand are played against the database itself."""
-    client = await row.gateway.app()
-    body = row.house.body(background=True)
-    for batch in range(3):
-        started = [
-            client.responses.create(**{**body, "input": row.call(batch * 12 + number)})
-            for number in range(12)
-        ]
-        ids = {}
-        for response in await asyncio.gather(*started):
-            ids[response.id] = response
-        waiting = await row.gateway.pending(12)
-        races = []
-        for number, asked in enumerate(waiting):
-            exchange = (await row.gateway.api("GET", f"/exchanges/{asked['exchange_id']}")).json()
-            pair = [
-                client.responses.cancel(exchange["response_id"]),
-                row.gateway.review(asked),
-            ]
-            races += pair if number % 2 else pair[::-1]
-        results = await asyncio.gather(*races)
-        for number, asked in enumerate(waiting):
-            pair = results[2 * number : 2 * number + 2]
-            cancelled, reviewed = pair if number % 2 else pair[::-1]
-            amount = json.loads(asked["arguments"])["amount"]
-            await _one_won(row, asked["id"], cancelled.status, reviewed.status_code, amount)
-
-
-async def _one_won(row: Row, approval_id: str, status: str, reviewed: int, amount: int) -> None:
-    shown = await row.gateway.request(approval_id)
-    done = [arguments["amount"] for arguments in await row.done()].count(amount)
-    if shown["state"] == "cancelled":
-        assert (status, reviewed, done) == ("cancelled", 409, 0)
-        assert shown["execution"] == "not_sent"
-    else:
-        assert (shown["state"], reviewed) == ("approved", 201)
-        # Approved and cancelled before it was sent: not carried out, and never will be.
-        assert (status, done, shown["execution"]) in {
-            ("completed", 1, "executed"),
-            ("cancelled", 0, "not_sent"),
-            ("cancelled", done, "unknown"),
-        }
-    decided = [
-        entry
-        for entry in await row.gateway.records("approval.decided")
-        if entry["subject"]["approval"] == approval_id
-    ]
-    assert len(decided) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "races"),
-    [("sqlite", 1000), pytest.param("postgresql", 200, marks=pytest.mark.postgres)],
-)
-async def test_P_34_in_a_thousand_races_nothing_is_both_cancelled_and_released(
-    kind: str, races: int, tmp_path: Path, request: pytest.FixtureRequest
-):
-    url = f"sqlite+aiosqlite:///{tmp_path / 'race.sqlite3'}"
-    if kind == "postgresql":
-        url = await request.getfixturevalue("postgres_server").create()
-    database = open_database(url)
-    async with database.engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
-    async with stage(database, FakeClock()) as played:
-        template = await played.ask(Wish(definition=None))
-        won: Counter[str] = Counter()
-        for _ in range(races // 20):
-            held = await asyncio.gather(*(_held(played, template) for _ in range(20)))
-            won.update(await asyncio.gather(*(_raced(played, *pair) for pair in held)))
-        assert won.total() == races
-        assert min(won["approved"], won["cancelled"]) > 0, won
-        async with database.reading() as session:
-            rows = (
-                await session.exec(select(ApprovalRequest.state, ApprovalRequest.execution))
-            ).all()
-        assert Counter(rows) == {
-            ("approved", "sending"): won["approved"],
-            ("cancelled", "not_sent"): won["cancelled"],
-            ("pending", "not_sent"): 1,
-        }
-        await played.ledger.settle()
-        report = await verify_live(database, played.ledger.signer.verifier)
-        assert report.valid, list(map(str, report.findings))
-    await database.close()
-
-
-async def _held(played: Stage, template: str) -> tuple[Kept, str]:
-    """An exchange of its own with one call to decide."""
-    now, rules = played.clock(), Rules(parse([]), "sha256:" + "1" * 64, {}, timedelta(hours=1))
-    like = played.kept[template]
-    opening = Opening(like.app_id, like.app_name, MODEL, None, True, False, True, ("bank",), (), "")
-    kept = await exchanges.open_exchange(played.approvals, opening, now=now)
-    asked = Call("mcpr_1", "bank", "transfer", "{}", 0)
-    server = ServerFacts("srv_bank", "bank", BANK)
-    ended = holding.Round(
-        kept, [asked], {"bank": server}, {}, {"machine": {"stitcher": {"round": 0}}}
-    )
-    opened, _ = await holding.open_hold(played.approvals, ended, rules, now=now)
-    return kept, opened[0].approval_id
-
-
-async def _raced(played: Stage, kept: Kept, name: str) -> str:
-    """Approve and cancel at once, then try to send: who won."""
-    now = played.clock()
-    contestants = [
-        decisions.cancel(played.approvals, kept.id, now=now),
-        played.decide(name, "approve"),
-    ]
-    random.shuffle(contestants)
-    results = await asyncio.gather(*contestants, return_exceptions=True)
-    failed = [result for result in results if isinstance(result, Exception)]
-    assert all(isinstance(problem, Conflict) for problem in failed), failed
-    try:
-        await exchanges.begin_sending(played.approvals, kept, [name], [], now=now)
-    except Conflict:
-        assert len(failed) == 1, "an approval that was taken is sent"
-        return "cancelled"
-    assert failed == []
-    return "approved"
-
-
-STYLES = (
-    "/openai/v1/responses/{}",
-    "/openai/responses/{}?api-version=2025-04-01-preview",
-    "/openai/deployments/gpt-4.1/responses/{}?api-version=preview",
-)
-
-
-@pytest.mark.parametrize("style", STYLES)
-async def test_P_36_a_merged_response_is_read_listed_and_deleted_by_every_path(
-    row: Row, style: str
-):
-    answer = await row.held(row.call())
-    name = answer.json()["id"]
-    rounds = [
-        response["id"]
-        for response in await row.rounds_at_azure(answer.headers["gatepass-exchange"])
-    ]
-    for other in STYLES:
-        got = await row.gateway.raw("GET", other.format(name))
-        assert got.json() == answer.json()
-        listed = (await row.gateway.raw("GET", other.format(f"{name}/input_items"))).json()
-        assert [item["content"][0]["text"] for item in listed["data"]] == [row.call()]
-        assert (listed["object"], listed["has_more"]) == ("list", False)
-        assert listed["first_id"] == listed["last_id"] == listed["data"][0]["id"]
-    gone = await row.gateway.raw("DELETE", style.format(name))
-    assert (gone.status_code, gone.json()["id"], gone.json()["deleted"]) == (200, name, True)
-    for other in STYLES:
-        assert (await row.gateway.raw("GET", other.format(name))).status_code == 404
-        listed = await row.gateway.raw("GET", other.format(f"{name}/input_items"))
-        assert listed.status_code == 404
-    assert len(rounds) == 2
-    for upstream in rounds:
-        assert (await row.gateway.world.get(f"{RESPONSES}/{upstream}")).status_code == 404
-
-
-async def test_P_37_a_follow_up_goes_on_from_the_last_round_and_shows_the_first(row: Row):
-    answer = await row.held(row.call())
-    name = answer.json()["id"]
-    first, last = await row.rounds_at_azure(answer.headers["gatepass-exchange"])
-    body = row.house.body(input="Thank you", previous_response_id=name)
-    second = (await row.house.post(body)).json()
-    assert (await row.rounds())[-1]["previous_response_id"] == last["id"] != first["id"] == name
-    assert second["previous_response_id"] == name
-    kept = await row.gateway.raw("GET", f"{RESPONSES}/{second['id']}")
-    assert kept.json()["previous_response_id"] == name
-
-
-# --- security -------------------------------------------------------------------------------
-
-
-async def test_P_38_what_an_app_declares_of_a_server_is_replaced_or_refused(row: Row):
-    own = {"Authorization": "Bearer mine", "x-own": "1"}
-    tool = row.gateway.tool(headers=own, require_approval="never")
-    await row.held(row.call(), tools=[tool])
-    for body in await row.rounds():
-        [sent] = body["tools"]
-        assert sent["server_url"] == f"{row.gateway.world.bank}/mcp"
-        assert sent["headers"] == {"Authorization": f"Bearer {TOKEN}"}
-        assert sent["require_approval"] == "always"
-    foreign = row.gateway.tool(server_url="https://foreign.example/mcp")
-    await row.house.refuses(row.house.body(tools=[foreign]), "mcp_server_not_allowed")
-    twice = [row.gateway.tool(), row.gateway.tool(server_url="https://foreign.example/mcp")]
-    for tools in (twice, twice[::-1], [row.gateway.tool()] * 2):
-        await row.house.refuses(row.house.body(tools=tools), "mcp_label_duplicate")
-
-
-REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "prompt": ({"prompt": {"id": "pmpt_1"}}, {}, "prompt_refused"),
-    "agent_reference": ({"agent_reference": {"name": "a"}}, {}, "agent_reference_refused"),
-    "multi_agent": ({"multi_agent": {"enabled": True}}, {}, "multi_agent_refused"),
-    "programmatic_tool_calling": ({}, {"type": "programmatic_tool_calling"}, "tool_refused"),
-    "connector_id": ({}, {"connector_id": "connector_gmail"}, "mcp_member_refused"),
-    "tunnel_id": ({}, {"tunnel_id": "tunnel_" + "a" * 32}, "mcp_member_refused"),
-    "project_connection_id": ({}, {"project_connection_id": "c"}, "mcp_member_refused"),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-async def test_P_40_what_brings_tools_of_its_own_is_refused(row: Row, what: str):
-    members, changes, code = REFUSED[what]
-    body = row.house.body(tools=[row.gateway.tool(**changes)], **members)
-    answer = await row.house.refuses(body, code)
-    assert error_of(answer)["message"]
-
-
-async def test_P_43_no_credential_of_the_app_reaches_azure_by_any_route(row: Row):
-    key = row.gateway.key
-    made = await row.house.post({"model": MODEL, "input": "Hello"})
-    name = made.json()["id"]
-    chat = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
-    image = {"file": ("a.png", b"x", "image/png")}
-    asked: list[tuple[str, str, dict[str, Any]]] = [
-        ("POST", "responses", {"json": {"model": MODEL, "input": "Hello"}}),
-        ("GET", f"responses/{name}", {}),
-        ("GET", f"responses/{name}/input_items", {}),
-        ("DELETE", f"responses/{name}", {}),
-        ("POST", "chat/completions", {"json": chat}),
-        ("POST", "embeddings", {"json": {"model": "e", "input": "Hello"}}),
-        ("GET", "models", {}),
-        ("POST", "files", {"files": image, "data": {"purpose": "assistants"}}),
-        ("POST", "conversations", {"json": {}}),
-    ]
-    for method, path, options in asked:
-        headers = {"authorization": f"Bearer {key}"}
-        answer = await row.gateway.raw(method, f"/openai/v1/{path}", headers=headers, **options)
-        assert answer.status_code == 200, (path, answer.text)
-    await row.held(row.call())
-    sent = (await row.gateway.upstream_requests())[row.before :]
-    assert len(sent) == len(asked) + 3
-    for entry in sent:
-        assert entry["headers"]["api-key"] == KEY
-        assert "authorization" not in entry["headers"]
-        assert key not in json.dumps(entry)
-
-
-# --- clients --------------------------------------------------------------------------------
-
-FORCED = (
-    "required",
-    {"type": "mcp", "server_label": "bank", "name": "transfer"},
-    {
-        "type": "allowed_tools",
-        "mode": "required",
-        "tools": [{"type": "mcp", "server_label": "bank"}],
-    },
-)
-
-
-@pytest.mark.parametrize("choice", FORCED, ids=str)
-async def test_P_49_a_forced_tool_is_forced_once_and_people_are_asked_once(row: Row, choice: Any):
-    answer = await row.held(row.call(), tool_choice=choice)
-    final = answer.json()
-    assert (final["status"], final["tool_choice"]) == ("completed", choice)
-    asked, resumed = [body["tool_choice"] for body in await row.rounds()]
-    assert asked == choice
-    assert (resumed["mode"] if isinstance(resumed, dict) else resumed) == "auto"
-    assert await row.gateway.pending(0) == []
-    assert len(await row.done()) == 1
-
-
-async def test_P_50_a_credential_is_opened_anew_for_the_resume(
-    row: Row, monkeypatch: pytest.MonkeyPatch
-):
-    asking = asyncio.ensure_future(row.house.post(row.house.body(input=row.call())))
-    [asked] = await row.gateway.pending()
-    # It is another one by now, and the bank has not heard of it.
-    monkeypatch.setenv("BANK_TOKEN", "renewed")
-    await row.gateway.review(asked)
-    answer = await asking
-    headers = [body["tools"][0]["headers"]["Authorization"] for body in await row.rounds()]
-    assert headers == [f"Bearer {TOKEN}", "Bearer renewed"]
-    final = answer.json()
-    assert (answer.status_code, final["status"]) == (200, "completed")
-    called, told = final["output"][1:]
-    assert (called["type"], called["status"]) == ("mcp_call", "failed")
-    assert called["error"]["code"] == 401
-    assert told["type"] == "message"
-    assert await row.outcomes(answer.headers["gatepass-exchange"]) == ["failed"]
-    assert await row.done() == []
-    assert "renewed" not in answer.text
-
-
-async def test_P_46_an_official_client_posts_a_refusal_once(row: Row):
-    client = await row.gateway.app(max_retries=2)
-    body = row.house.body(tools=[row.gateway.tool(server_url="https://foreign.example/mcp")])
-    with pytest.raises(openai.PermissionDeniedError):
-        await client.responses.create(**body)
-    assert await row.rounds() == []

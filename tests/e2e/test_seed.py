@@ -10,9 +10,8 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ import openai
 import pytest
 import pytest_asyncio
 
-from gateway.audit import reading
 from tests.support.demo import TOKEN, TRANSFER
 from tests.support.gateway import Gateway, open_gateway
+from tests.support.page import DEPLOYMENT, Page, create, kinds, page_of, streamed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 PIXEL = (
@@ -34,7 +33,6 @@ EXECUTED = "bank.transfer returned:"
 QUESTION = "Define and explain the concept of catastrophic forgetting?"
 SIMPLER = "Explain this at a level that could be understood by a college freshman"
 STORY = "Write me a very long story"
-DEPLOYMENT = "x-ms-oai-image-generation-deployment"
 DRAWING = {"type": "image_generation"}
 SCREEN = {
     "type": "computer_use_preview",
@@ -55,62 +53,6 @@ WEATHER = {
 }
 
 
-@dataclass
-class Page:
-    """The page's app at work: its client, and the other sides since the test began."""
-
-    gateway: Gateway
-    client: openai.AzureOpenAI
-    painter: openai.AzureOpenAI
-    asked: int
-    recorded: int
-    effects: int
-
-    async def run(self, sample: Callable[[], Any]) -> Any:
-        """A sample of the page, in a thread as it is synchronous."""
-        return await asyncio.to_thread(sample)
-
-    async def held(self, sample: Callable[[], Any], verdict: str = "approve") -> Any:
-        """A sample whose call a person decides about, through the management API."""
-        result, _ = await asyncio.gather(self.run(sample), self.gateway.decide(verdict))
-        return result
-
-    async def sent(self, end: str = "/responses") -> list[dict[str, Any]]:
-        """What Azure was sent since the test began, whose path ends so."""
-        requests = (await self.gateway.upstream_requests())[self.asked :]
-        return [entry for entry in requests if entry["path"].endswith(end)]
-
-    async def records(self, kind: str) -> list[dict[str, Any]]:
-        """The records of one kind since the test began, oldest first; all are of this app."""
-        assert self.gateway.services is not None
-        await self.gateway.services.ledger.settle()
-        query = reading.Query(kind=kind, limit=200)
-        found = (await reading.search(self.gateway.services.db, query)).items
-        new = [e for e in reversed(found) if e.index is None or e.index > self.recorded]
-        assert {entry.document["subject"].get("app") for entry in new} <= {"support-bot"}
-        return [entry.document for entry in new]
-
-    async def passed(self, *expected: tuple[str, str]) -> None:
-        """The ledger has exactly these requests, which passed through: method and route."""
-        found = await self.records("request.completed")
-        asked = [(entry.get("method", "POST"), entry["route"]) for entry in found]
-        assert asked == list(expected)
-        assert {entry["status"] for entry in found} <= {200}
-
-    async def decided(self, *verdicts: str) -> None:
-        """The ledger has these decisions, and what they released was carried out as approved."""
-        found = await self.records("approval.decided")
-        assert [entry["decision"]["value"] for entry in found] == list(verdicts)
-        observed = await self.records("execution.observed")
-        approved = verdicts.count("approve")
-        assert [entry["outcome"] for entry in observed] == ["executed"] * approved
-        assert len(await self.gateway.effects()) == self.effects + approved
-
-    def mcp(self, **changes: Any) -> dict[str, Any]:
-        """The page's tool: the app says that it need not be asked."""
-        return self.gateway.tool(**changes)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(
     tmp_path_factory: pytest.TempPathFactory,
@@ -129,27 +71,7 @@ async def shared(
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(shared: tuple[Gateway, openai.AzureOpenAI]) -> Page:
-    gateway, client = shared
-    assert gateway.services is not None
-    await gateway.services.ledger.settle()
-    newest = (await reading.search(gateway.services.db, reading.Query(limit=1))).items[0]
-    asked, effects = len(await gateway.upstream_requests()), len(await gateway.effects())
-    painter = client.with_options(default_headers={DEPLOYMENT: "my-image-deployment"})
-    return Page(gateway, client, painter, asked, newest.index or 0, effects)
-
-
-def kinds(response: Any) -> list[str]:
-    return [item.type for item in response.output]
-
-
-def create(page: Page, **body: Any) -> Callable[[], Any]:
-    """`responses.create` of the page, to be run in a thread."""
-    return lambda: page.client.responses.create(**{"model": "gpt-4.1", **body})
-
-
-def streamed(page: Page, **body: Any) -> Callable[[], list[Any]]:
-    """The same with `stream=True`, read to its end."""
-    return lambda: list(create(page, stream=True, **body)())
+    return await page_of(*shared)
 
 
 # --- text, and what is stored ---------------------------------------------------------------
