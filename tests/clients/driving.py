@@ -56,10 +56,14 @@ class Played:
     effects: list[dict[str, Any]] = field(default_factory=list)
     approvals: list[str] = field(default_factory=list)
 
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        """The JSON that Azure was sent; an uploaded form is kept as text."""
+        return [entry["body"] for entry in self.upstream if isinstance(entry["body"], dict)]
+
     def first_rounds(self, case: Case) -> int:
         """How often Azure was asked what `case` asks, resumes not counted."""
-        bodies = [entry["body"] or {} for entry in self.upstream]
-        return sum(case.name in json.dumps(body.get("input")) for body in bodies)
+        return sum(case.name in json.dumps(body.get("input")) for body in self.bodies)
 
     def executed(self, case: Case) -> int:
         """How often the bank did what `case` asks for."""

@@ -6,6 +6,7 @@ programs have checked their own side: one id, no gap in any numbering, no approv
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.clients.driving import WAIT, Played
 from tests.clients.environments import missing
 from tests.clients.results import measured, recorded
 from tests.support.clients import CLIENTS, Case, cases_of
+from tests.support.demo import TOKEN
 
 pytestmark = pytest.mark.e2e
 Report = dict[str, Any]
@@ -25,10 +27,45 @@ def each(*names: str, modes: tuple[str, ...] = ()) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
 
-@each("text", "azure", "function", "image", "chain", "reasoning", "stored", "background", "resume")
+@each(
+    *("text", "azure", "function", "image", "drawing", "chain", "reasoning", "stored"),
+    *("background", "resume"),
+)
 def test_what_works_at_azure_works_here(case: Case, report: Report) -> None:
     assert report["ok"], report["error"]
     assert report["id"].startswith("resp_")
+
+
+@each("files", "chat", "embeddings", "models")
+def test_what_passes_through_works_here_too(case: Case, report: Report) -> None:
+    assert report["ok"], report["error"]
+
+
+@each("computer", "conversation")
+def test_a_call_is_held_wherever_it_stands(case: Case, report: Report, played: Played) -> None:
+    assert report["ok"], report["error"]
+    assert (played.people_asked(case), played.executed(case)) == (1, 1)
+
+
+@each("credential")
+def test_headers_of_an_app_never_reach_azure(case: Case, report: Report, played: Played) -> None:
+    assert report["ok"], report["error"]
+    sent = [body for body in played.bodies if case.name in json.dumps(body)]
+    assert sent
+    for body in played.bodies:
+        assert "my-own-key" not in json.dumps(body)
+    [tool] = sent[0]["tools"]
+    assert tool["headers"] == {"Authorization": f"Bearer {TOKEN}"}
+    assert played.executed(case) == 1
+
+
+@each("wish")
+def test_the_answer_of_an_app_that_goes_on_by_itself_is_a_wish(
+    case: Case, report: Report, played: Played
+) -> None:
+    assert report["ok"], report["error"]
+    # The app said no, a person said yes.
+    assert (played.people_asked(case), played.executed(case)) == (1, 1)
 
 
 @each("cancel")

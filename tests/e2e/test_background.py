@@ -41,7 +41,7 @@ def numbered(raw: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-async def test_a_held_response_is_in_progress_until_it_is_decided(gateway: Gateway):
+async def test_P_31_a_held_response_is_in_progress_until_it_is_decided(gateway: Gateway):
     first = await started(gateway)
     assert first.status == "in_progress"
     client = await gateway.app()
@@ -65,7 +65,9 @@ async def test_a_denied_response_completes_with_an_explanation(gateway: Gateway)
     assert await gateway.effects() == []
 
 
-async def test_cancelling_twice_is_cancelling_once_and_a_late_approval_changes_nothing(gateway):
+async def test_P_33_cancelling_twice_is_cancelling_once_and_a_late_approval_changes_nothing(
+    gateway,
+):
     first = await started(gateway)
     [request] = await gateway.pending()
     client = await gateway.app()
@@ -86,7 +88,7 @@ async def test_cancelling_twice_is_cancelling_once_and_a_late_approval_changes_n
     assert (decided["decision"]["by"], decided["actor"]["kind"]) == ("cancelled", "app")
 
 
-async def test_a_cancelled_response_can_be_continued_and_its_call_is_denied(gateway: Gateway):
+async def test_P_11_a_cancelled_response_can_be_continued_and_its_call_is_denied(gateway: Gateway):
     first = await started(gateway)
     await gateway.pending()
     client = await gateway.app()
@@ -145,7 +147,7 @@ async def test_only_background_responses_are_cancelled(gateway: Gateway):
         await (await gateway.app()).responses.cancel(answer.id)
 
 
-async def test_a_stream_is_taken_up_again_where_it_was_left(gateway: Gateway):
+async def test_P_32_a_stream_is_taken_up_again_where_it_was_left(gateway: Gateway):
     client = await gateway.app()
     stream = await started(gateway, stream=True)
     seen = [await anext(aiter(stream)) for _ in range(4)]

@@ -357,7 +357,7 @@ MEMBERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-async def test_B_14_stored_tools_and_contexts_are_refused(house: House, member: str):
+async def test_B_14_P_40_stored_tools_and_contexts_are_refused(house: House, member: str):
     body = {"model": MODEL, "input": "Hello", member: MEMBERS[member]}
     await house.refuses(body, f"{member}_refused")
 
@@ -447,7 +447,7 @@ ITEMS: dict[str, tuple[Callable[[House], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", ITEMS)
-async def test_B_08_an_item_nobody_handed_out_is_refused(house: House, what: str):
+async def test_B_08_P_39_an_item_nobody_handed_out_is_refused(house: House, what: str):
     make, code = ITEMS[what]
     message = {"role": "user", "content": TRANSFER}
     await house.refuses(house.body(input=[message, make(house)]), code)
@@ -464,7 +464,7 @@ async def test_B_08_a_forged_request_with_its_approval_is_refused(house: House):
             assert answer.headers["content-type"] == "application/json"
 
 
-async def test_B_09_an_app_cannot_approve_what_is_really_pending(house: House):
+async def test_B_09_P_39_an_app_cannot_approve_what_is_really_pending(house: House):
     response_id, request = await house.held()
     azures = await azures_id(house, request)
     approval = {"type": "mcp_approval_response", "approve": True}
@@ -708,7 +708,7 @@ ROUTES: list[tuple[str, str, int, str]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "status", "code"), ROUTES)
-async def test_B_15_what_is_not_on_the_list_of_routes_is_refused(
+async def test_B_15_P_41_what_is_not_on_the_list_of_routes_is_refused(
     house: House, method: str, path: str, status: int, code: str
 ):
     """Sent over a bare socket: a client would put the path right before it sends it."""
@@ -773,7 +773,7 @@ async def test_B_15_a_path_outside_of_the_apps_side_leads_nowhere(house: House, 
 
 
 @pytest.mark.parametrize("path", [RESPONSES, "/v1/responses", "/openai/v1/realtime"])
-async def test_B_15_no_socket_is_opened(house: House, path: str):
+async def test_B_15_P_41_no_socket_is_opened(house: House, path: str):
     headers = (
         "upgrade: websocket",
         "sec-websocket-version: 13",
@@ -906,7 +906,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", BODIES)
-async def test_B_19_a_body_that_two_parsers_may_read_differently_is_refused(
+async def test_B_19_P_41_a_body_that_two_parsers_may_read_differently_is_refused(
     house: House, what: str
 ):
     make, code = BODIES[what]
@@ -915,7 +915,7 @@ async def test_B_19_a_body_that_two_parsers_may_read_differently_is_refused(
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd", "gzip, gzip", "x"])
-async def test_B_18_an_encoded_body_is_refused(house: House, encoding: str):
+async def test_B_18_P_41_an_encoded_body_is_refused(house: House, encoding: str):
     await house.refused(
         "POST",
         RESPONSES,
@@ -1053,7 +1053,7 @@ def streamed(body: dict[str, Any], told: str) -> bytes:
     return b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in numbered)
 
 
-async def test_S_01_to_S_15_no_secret_comes_out_again(
+async def test_S_01_to_S_15_P_42_no_secret_comes_out_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("ECHO_TOKEN", SECRET)

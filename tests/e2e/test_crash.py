@@ -101,7 +101,7 @@ async def finished(gateway: Gateway, response_id: str) -> dict:
     raise AssertionError("the response is not finished")
 
 
-async def test_a_hold_survives_the_death_of_the_process(mortal: Mortal):
+async def test_P_35_a_hold_survives_the_death_of_the_process(mortal: Mortal):
     gateway = mortal.gateway
     asking = await ask_and_lose(gateway, TRANSFER)
     before = (await gateway.pending())[0]

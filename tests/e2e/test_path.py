@@ -135,7 +135,7 @@ async def test_several_calls_of_a_round_are_decided_one_by_one_and_sent_together
     assert sorted(answer["approve"] for answer in answers) == [False, True]
 
 
-async def test_a_chain_of_rounds_is_one_response(gateway: Gateway):
+async def test_P_05_a_chain_of_rounds_is_one_response(gateway: Gateway):
     call = 'call transfer {"amount": %d, "currency": "EUR", "to_account": "0815"}'
     asking = asyncio.ensure_future(gateway.ask(f"{call % 1} then {call % 2} then {call % 3}"))
     for _ in range(3):
@@ -184,7 +184,7 @@ async def test_a_client_side_function_beside_a_held_call_comes_first(gateway: Ga
     assert len(await gateway.effects()) == 1
 
 
-async def test_a_request_nobody_decided_is_denied_and_the_chain_goes_on(tmp_path: Path):
+async def test_P_09_a_request_nobody_decided_is_denied_and_the_chain_goes_on(tmp_path: Path):
     async with AsyncExitStack() as stack:
         gateway = await open_gateway(stack, tmp_path, GATEPASS_APPROVAL_EXPIRES="1s")
         answer = await gateway.ask(TRANSFER)

@@ -104,7 +104,7 @@ async def test_a_repeat_that_does_not_say_so_joins_when_nobody_listens_any_more(
     assert (len(await posted(gateway)), len(await gateway.effects())) == (2, 1)
 
 
-async def test_two_honest_twins_stay_two(gateway: Gateway):
+async def test_P_45_two_honest_twins_stay_two(gateway: Gateway):
     first, second = Asking(gateway, {}), Asking(gateway, {})
     await gateway.decide(count=2)
     answers = [(await asking.task).json() for asking in (first, second)]
@@ -174,7 +174,7 @@ async def test_a_failure_of_the_first_round_is_the_clients_to_retry(gateway: Gat
     assert len(await gateway.records("approval.requested")) == 2
 
 
-async def test_a_rate_limit_on_the_resume_is_waited_for_and_sent_once_more(gateway: Gateway):
+async def test_P_15_a_rate_limit_on_the_resume_is_waited_for_and_sent_once_more(gateway: Gateway):
     answer, _ = await asyncio.gather(
         gateway.ask(f"{TRANSFER} fail: rate-limit on resume"), gateway.decide()
     )
@@ -184,7 +184,7 @@ async def test_a_rate_limit_on_the_resume_is_waited_for_and_sent_once_more(gatew
     assert request["execution"] == "executed"
 
 
-async def test_a_rate_limit_without_an_end_is_told_and_not_executed(gateway: Gateway):
+async def test_P_15_a_rate_limit_without_an_end_is_told_and_not_executed(gateway: Gateway):
     text = f"{TRANSFER} fail: rate-limit always on resume"
     asking = Asking(gateway, {}, input=text)
     await gateway.decide()
@@ -195,7 +195,7 @@ async def test_a_rate_limit_without_an_end_is_told_and_not_executed(gateway: Gat
     assert await gateway.effects() == []
 
 
-async def test_a_parent_that_is_not_visible_yet_is_waited_for(gateway: Gateway):
+async def test_P_12_a_parent_that_is_not_visible_yet_is_waited_for(gateway: Gateway):
     answer, _ = await asyncio.gather(
         gateway.ask(f"{TRANSFER} fail: previous-not-found-twice on resume"), gateway.decide()
     )
@@ -261,7 +261,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "status", "code", "execution", "effects"), FAULTS)
-async def test_a_failed_resume_is_told_once_and_never_sent_again(
+async def test_P_13_a_failed_resume_is_told_once_and_never_sent_again(
     gateway: Gateway, fault: str, status: int, code: str, execution: str, effects: int
 ):
     text = f"{TRANSFER} fail: {fault} on resume"
@@ -336,7 +336,7 @@ async def test_what_was_approved_but_never_sent_is_not_sent_by_a_later_turn(gate
 
 
 @pytest.mark.parametrize("fault", ["incomplete", "output-filter"])
-async def test_a_call_of_an_incomplete_round_is_denied_in_the_next_turn(gateway, fault: str):
+async def test_P_16_a_call_of_an_incomplete_round_is_denied_in_the_next_turn(gateway, fault: str):
     answer = await gateway.ask(f"{TRANSFER} fail: {fault}")
     assert answer.status == "incomplete"
     assert "mcp_approval" not in answer.model_dump_json()

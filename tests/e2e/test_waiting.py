@@ -211,7 +211,7 @@ async def test_a_patient_call_is_sent_nothing_then_newlines_then_the_answer(tmp_
         assert wire.headers["gatepass-exchange"] == request["exchange_id"]
 
 
-async def test_a_quick_decision_keeps_the_true_status(tmp_path):
+async def test_P_14_a_quick_decision_keeps_the_true_status(tmp_path):
     async with opened(tmp_path) as gateway:
         text = f"{TRANSFER} fail: content-filter on resume"
         with pytest.raises(openai.BadRequestError) as failed:
@@ -301,7 +301,7 @@ async def test_a_strict_app_gets_no_early_header(tmp_path):
         assert (await polled(client, json.loads(raw)["id"])).status == "completed"
 
 
-async def test_a_wait_without_an_id_yet_is_asked_for_again(tmp_path):
+async def test_P_10_a_wait_without_an_id_yet_is_asked_for_again(tmp_path):
     async with opened(tmp_path, plain_limit="300ms", early_header="10s") as gateway:
         body = {"tools": [gateway.tool(), FUNCTION]}
         first = await gateway.ask(MIXED, **body)
@@ -324,7 +324,7 @@ async def test_a_wait_without_an_id_yet_is_asked_for_again(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_lost_connection_cancels_the_hold_after_a_while(tmp_path, stream: bool):
+async def test_P_29_a_lost_connection_cancels_the_hold_after_a_while(tmp_path, stream: bool):
     async with opened(tmp_path, disconnect_grace="300ms") as gateway:
         wire = Wire(gateway, PYTHON, stream=stream)
         [request] = await gateway.pending()

@@ -103,6 +103,12 @@ CAPABILITIES = (
     Capability("text", "Text", {"python": _PYTHON, **_EVERYWHERE}),
     Capability("approved", "Held call, approved", {"python": _PYTHON, **_EVERYWHERE}),
     Capability("denied", "Held call, denied", {"python": _PYTHON, **_EVERYWHERE}),
+    Capability(
+        "credential",
+        "MCP `headers` of the app",
+        _PLAIN_EVERYWHERE,
+        note="Those of the vault go to Azure instead.",
+    ),
     Capability("wait", "Decision after 20 s", {"python": _OFFICIAL, **_EVERYWHERE}),
     Capability(
         "azure",
@@ -113,9 +119,26 @@ CAPABILITIES = (
     ),
     Capability("function", "Function calling", _PLAIN_EVERYWHERE),
     Capability("image", "Image input, URL and base64", _PLAIN_EVERYWHERE),
+    Capability(
+        "drawing",
+        "Image generation, with partial images where it is streamed",
+        {"python": _BOTH, "node": _BOTH, "agents": _BOTH, "ai": ("plain",), "curl": _BOTH},
+        note="The header `x-ms-oai-image-generation-deployment` is passed on to Azure.",
+    ),
+    Capability("computer", "Computer use, a held call beside it", _PLAIN),
     Capability("chain", "Chaining by id, and by sending everything again", _PLAIN_EVERYWHERE),
     Capability("reasoning", "Encrypted reasoning, nothing stored", _PLAIN),
     Capability("stored", "Retrieve, list the input, delete", _PLAIN),
+    Capability(
+        "conversation", "Conversations, a call held in one", {**_PLAIN, "agents": ("plain",)}
+    ),
+    Capability(
+        "wish",
+        "Continued by the app itself (`Gatepass-Wait: return`)",
+        _PLAIN,
+        only=("openai-3", "node-7", "curl"),
+        note="What the app answers to the request is a wish; what a person decided is sent.",
+    ),
     Capability("background", "Background: polled", _PLAIN),
     Capability("cancel", "Background: cancelled while it is held", _PLAIN),
     Capability(
@@ -123,6 +146,10 @@ CAPABILITIES = (
         "Background: stream left and taken up again",
         {"python": _STREAMS, "node": _STREAMS, "curl": ("stream",)},
     ),
+    Capability("files", "Files: upload, list, read, use, delete", _PLAIN),
+    Capability("chat", "Chat completions", {"python": _BOTH, **_EVERYWHERE, "node": _BOTH}),
+    Capability("embeddings", "Embeddings", {**_PLAIN, "ai": ("plain",)}),
+    Capability("models", "Models", _PLAIN),
     Capability(
         "unknown",
         "An event nobody knows",
@@ -147,7 +174,7 @@ CAPABILITIES = (
         "refusal",
         "Refusals and failures",
         {"python": _REFUSALS, "node": _REFUSALS, "agents": _REFUSALS, "ai": _REFUSALS},
-        note="The status, or `vault` for a credential that cannot be opened (502, nothing sent). "
+        note="The status, or `vault` for a credential that cannot be opened (503, nothing sent). "
         "The app gets the error with its code. A client repeats it only where that is harmless, "
         "the AI SDK excepted: see below.",
     ),

@@ -9,16 +9,20 @@ import openai
 from agents import (
     Agent,
     HostedMCPTool,
+    ImageGenerationTool,
     ModelSettings,
+    OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     Runner,
     function_tool,
     set_tracing_disabled,
 )
 from checks import (
+    DRAWN,
     EXECUTED,
     FAULTS,
     MODEL,
+    OWN,
     PIXEL,
     REASON,
     TOOLS,
@@ -26,6 +30,7 @@ from checks import (
     Run,
     check_events,
     check_hidden,
+    check_picture,
     equal,
     main,
 )
@@ -39,15 +44,20 @@ def play(function: Play) -> Play:
     return function
 
 
-def model_of(run: Run, **options: Any) -> OpenAIResponsesModel:
-    """The model, behind an official client that counts what it posts."""
+def client_of(run: Run, **options: Any) -> openai.AsyncOpenAI:
+    """The official client, which counts what it posts."""
 
     async def count(request: Any) -> None:
         run.attempts += request.method == "POST"
 
     http = openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]})
     options = {"base_url": f"{run.url}/openai/v1/", "api_key": run.key, **options}
-    return OpenAIResponsesModel(MODEL, openai.AsyncOpenAI(http_client=http, **options))
+    return openai.AsyncOpenAI(http_client=http, **options)
+
+
+def model_of(run: Run, **options: Any) -> OpenAIResponsesModel:
+    """The model of the Responses API."""
+    return OpenAIResponsesModel(MODEL, client_of(run, **options))
 
 
 def hosted(run: Run, **changes: Any) -> HostedMCPTool:
@@ -114,6 +124,12 @@ async def denied(run: Run) -> None:
 
 
 @play
+async def credential(run: Run) -> None:
+    result = await ask(run, run.transfer(), [hosted(run, headers=OWN)])
+    equal(result.final_output.startswith(EXECUTED), True, result.final_output)
+
+
+@play
 async def wait(run: Run) -> None:
     began = time.monotonic()
     await approved(run)
@@ -150,6 +166,38 @@ async def chain(run: Run) -> None:
     whole = [*first.to_input_list(), {"role": "user", "content": "And with everything?"}]
     again = await ask(run, whole, [hosted(run)])
     equal("And with everything?" in again.final_output, True, again.final_output)
+
+
+@play
+async def drawing(run: Run) -> None:
+    tool = ImageGenerationTool(tool_config={"type": "image_generation"})
+    text = f"Draw an otter for {run.case}"
+    result = await ask(run, text, [tool], headers=DRAWN)
+    items = [item for response in result.raw_responses for item in response.output]
+    [drawn] = [item for item in items if item.type == "image_generation_call"]
+    check_picture(drawn.result)
+
+
+@play
+async def conversation(run: Run) -> None:
+    client = client_of(run)
+    name = (await client.conversations.create()).id
+    await held(run, conversation_id=name)
+    result = await ask(run, "Thank you", [], conversation_id=name)
+    equal(result.final_output, "You said: Thank you", "text")
+
+
+@play
+async def chat(run: Run) -> None:
+    agent = Agent(name="Teller", model=OpenAIChatCompletionsModel(MODEL, client_of(run)))
+    text = f"Hello from {run.case}"
+    if run.mode == "stream":
+        result: Any = Runner.run_streamed(agent, text)
+        async for _ in result.stream_events():
+            pass
+    else:
+        result = await Runner.run(agent, text)
+    equal(result.final_output, f"You said: {text}", "text")
 
 
 @play

@@ -2,14 +2,18 @@
 
 import { createAzure } from '@ai-sdk/azure';
 import { openai } from '@ai-sdk/openai';
-import { APICallError, RetryError, generateText, jsonSchema, stepCountIs, streamText, tool } from 'ai';
+import {
+  APICallError, RetryError, embedMany, generateText, jsonSchema, stepCountIs, streamText, tool,
+} from 'ai';
 
 import {
-  FAULTS, MODEL, PIXEL, SERVERS, WEATHER, checkHeldText, checkHidden, equal, main,
+  DRAWN, FAULTS, MODEL, OWN, PIXEL, SERVERS, WEATHER,
+  checkHeldText, checkHidden, checkPicture, equal, main,
 } from './checks.mjs';
 
-const modelOf = (run, options = {}) =>
-  createAzure({ baseURL: `${run.url}/openai/v1`, apiKey: run.key, fetch: run.fetch, ...options })(MODEL);
+const azureOf = (run, options = {}) =>
+  createAzure({ baseURL: `${run.url}/openai/v1`, apiKey: run.key, fetch: run.fetch, ...options });
+const modelOf = (run, options) => azureOf(run, options)(MODEL);
 
 // The bank, as an app that would rather not be asked declares it.
 const bank = (run, changes = {}) =>
@@ -17,6 +21,7 @@ const bank = (run, changes = {}) =>
     serverLabel: changes.server_label ?? 'bank',
     serverUrl: changes.server_url ?? `${run.bank}/mcp`,
     requireApproval: 'never',
+    ...(changes.headers && { headers: changes.headers }),
   });
 
 async function finished(run, options) {
@@ -85,6 +90,10 @@ await main({
     await held(run);
   },
 
+  async credential(run) {
+    await held(run, { tools: { bank: bank(run, { headers: OWN }) } });
+  },
+
   async wait(run) {
     const began = performance.now();
     await held(run);
@@ -127,6 +136,27 @@ await main({
     const messages = [question, ...first.response.messages, again];
     const whole = await ask(run, { messages, tools });
     equal(whole.text.includes('And with everything?'), true, whole.text);
+  },
+
+  async drawing(run) {
+    const tools = { image_generation: openai.tools.imageGeneration({}) };
+    const prompt = `Draw an otter for ${run.name}`;
+    const result = await ask(run, { prompt, tools, headers: DRAWN });
+    const drawn = result.content.find((part) => part.type === 'tool-result');
+    checkPicture(drawn.output.result);
+  },
+
+  async chat(run) {
+    const prompt = `Hello from ${run.name}`;
+    const { text } = await ask(run, { prompt, model: azureOf(run).chat(MODEL) });
+    equal(text, `You said: ${prompt}`, 'text');
+  },
+
+  async embeddings(run) {
+    const model = azureOf(run).textEmbeddingModel('text-embedding-3-small');
+    const { embeddings } = await embedMany({ model, values: ['Hello', 'Good day'] });
+    equal(embeddings.length, 2, 'vectors');
+    equal(JSON.stringify(embeddings[0]) !== JSON.stringify(embeddings[1]), true, 'values');
   },
 
   async unknown(run) {

@@ -20,8 +20,16 @@ export const SERVERS = {
   503: { server_label: 'branch' },
   vault: { server_label: 'keyless', server_url: 'http://127.0.0.1:9/keyless' },
 };
+export const OWN = { Authorization: 'Bearer my-own-key' };
+export const DRAWN = { 'x-ms-oai-image-generation-deployment': 'my-image-deployment' };
+export const SCREEN = {
+  type: 'computer_use_preview',
+  display_width: 1024,
+  display_height: 768,
+  environment: 'browser',
+};
 const AT_ONCE = 4;
-const EXECUTED = 'bank.transfer returned:';
+export const EXECUTED = 'bank.transfer returned:';
 const REASON = 'as tested';
 const HIDDEN = ['mcp_approval_request', 'mcp_approval_response', 'tool-approval-request'];
 const ENDS = ['response.completed', 'response.failed', 'response.incomplete', 'error'];
@@ -58,6 +66,18 @@ export function checkEvents(events) {
   checkHidden(events);
   return final;
 }
+
+// Base64 of a PNG.
+export function checkPicture(encoded) {
+  equal(Buffer.from(encoded, 'base64').subarray(1, 4).toString(), 'PNG', 'picture');
+}
+
+// What an app answers to a `computer_call`.
+export const screenshot = (call) => ({
+  type: 'computer_call_output',
+  call_id: call.call_id,
+  output: { type: 'computer_screenshot', image_url: PIXEL },
+});
 
 export const textOf = (events) =>
   events

@@ -6,6 +6,7 @@ Run by the interpreter of a client's environment: standard library only.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 import threading
@@ -29,6 +30,16 @@ WEATHER = {
     "properties": {"city": {"type": "string"}},
     "required": ["city"],
     "additionalProperties": False,
+}
+
+
+OWN = {"Authorization": "Bearer my-own-key"}
+DRAWN = {"x-ms-oai-image-generation-deployment": "my-image-deployment"}
+SCREEN = {
+    "type": "computer_use_preview",
+    "display_width": 1024,
+    "display_height": 768,
+    "environment": "browser",
 }
 
 
@@ -148,6 +159,17 @@ def check_numbers(events: Iterable[dict[str, Any]], first: int) -> None:
     """Sequence numbers go on without a gap, those of keepalive events included."""
     numbers = [event.get("sequence_number") for event in events]
     equal(numbers, list(range(first, first + len(numbers))), "sequence numbers")
+
+
+def check_picture(encoded: str) -> None:
+    """Base64 of a PNG."""
+    equal(base64.b64decode(encoded)[:8], b"\x89PNG\r\n\x1a\n", "picture")
+
+
+def screenshot(call: dict[str, Any]) -> dict[str, Any]:
+    """What an app answers to a `computer_call`."""
+    output = {"type": "computer_screenshot", "image_url": PIXEL}
+    return {"type": "computer_call_output", "call_id": call["call_id"], "output": output}
 
 
 def check_hidden(value: object) -> None:

@@ -1,10 +1,10 @@
 // The official Node client, in whichever version is installed beside this file.
 
-import OpenAI, { APIError, AzureOpenAI } from 'openai';
+import OpenAI, { APIError, AzureOpenAI, toFile } from 'openai';
 
 import {
-  FAULTS, MODEL, PIXEL, SERVERS, WEATHER,
-  checkEvents, checkHeld, checkHidden, equal, main, sleep, textOf,
+  DRAWN, EXECUTED, FAULTS, MODEL, OWN, PIXEL, SCREEN, SERVERS, WEATHER,
+  checkEvents, checkHeld, checkHidden, checkPicture, equal, main, screenshot, sleep, textOf,
 } from './checks.mjs';
 
 const clientOf = (run, options = {}) =>
@@ -86,6 +86,11 @@ await main({
 
   async denied(run) {
     await held(run, clientOf(run), true);
+  },
+
+  async credential(run) {
+    const tools = [run.tool({ headers: OWN })];
+    checkHeld(...(await ask(run, clientOf(run), { input: run.transfer(), tools })));
   },
 
   async wait(run) {
@@ -224,6 +229,114 @@ await main({
     const text = textIn(final);
     checkHeld(final, text);
     run.keep(final, text);
+  },
+
+  async drawing(run) {
+    const client = clientOf(run, { defaultHeaders: DRAWN });
+    const body = { model: MODEL, input: `Draw an otter for ${run.name}` };
+    const tool = { type: 'image_generation' };
+    let final;
+    if (run.mode === 'stream') {
+      const tools = [{ ...tool, partial_images: 2 }];
+      const events = await collected(await client.responses.create({ ...body, tools, stream: true }));
+      const kind = 'response.image_generation_call.partial_image';
+      const partial = events.filter((event) => event.type === kind);
+      equal(partial.map((event) => event.partial_image_index), [0, 1], 'partial images');
+      partial.forEach((event) => checkPicture(event.partial_image_b64));
+      final = checkEvents(events);
+    } else {
+      final = await client.responses.create({ ...body, tools: [tool] });
+    }
+    checkPicture(final.output.find((item) => item.type === 'image_generation_call').result);
+    run.keep(final, '');
+  },
+
+  async computer(run) {
+    const client = clientOf(run);
+    const tools = [SCREEN, run.tool()];
+    const body = { model: 'computer-use-preview', truncation: 'auto', tools };
+    const input = `Use the computer and ${run.transfer()}`;
+    const first = await client.responses.create({ ...body, input });
+    checkHidden(first);
+    const call = first.output.at(-1);
+    equal([call.type, call.action.type], ['computer_call', 'screenshot'], 'call');
+    const next = { previous_response_id: first.id, input: [screenshot(call)] };
+    const answer = await client.responses.create({ ...body, ...next });
+    checkHidden(answer);
+    run.keep(answer, answer.output_text);
+    equal(run.seen.items.includes('mcp_call'), true, 'items');
+    equal(answer.output_text.includes('screenshot'), true, answer.output_text);
+  },
+
+  async conversation(run) {
+    const client = clientOf(run);
+    const { id } = await client.conversations.create({ metadata: { case: run.name } });
+    const tools = [run.tool()];
+    const [final, text] = await ask(run, client, { input: run.transfer(), tools, conversation: id });
+    checkHeld(final, text);
+    const kinds = [];
+    for await (const item of client.conversations.items.list(id, { order: 'asc' })) kinds.push(item.type);
+    equal(kinds, ['message', 'mcp_list_tools', 'mcp_call', 'message'], 'items');
+    const [, again] = await ask(run, client, { input: 'Thank you', conversation: id });
+    equal(again, 'You said: Thank you', 'text');
+    equal((await client.conversations.delete(id)).deleted, true, 'deleted');
+  },
+
+  async wish(run) {
+    const client = clientOf(run, { defaultHeaders: { 'Gatepass-Wait': 'return' } });
+    const body = { model: MODEL, tools: [run.tool()] };
+    const first = await client.responses.create({ ...body, input: run.transfer() });
+    const request = first.output.at(-1);
+    equal(request.type, 'mcp_approval_request', 'last item');
+    const input = [{ type: 'mcp_approval_response', approval_request_id: request.id, approve: false }];
+    const second = await client.responses.create({ ...body, input, previous_response_id: first.id });
+    run.keep(second, second.output_text);
+    equal(second.output_text.startsWith(EXECUTED), true, second.output_text);
+  },
+
+  async files(run) {
+    const client = clientOf(run, { defaultHeaders: DRAWN });
+    const upload = await toFile(Buffer.from(run.name), 'plain.png');
+    const file = await client.files.create({ file: upload, purpose: 'vision' });
+    const names = [];
+    for await (const one of client.files.list({ purpose: 'vision' })) names.push(one.id);
+    equal(names.includes(file.id), true, 'listed');
+    equal((await client.files.retrieve(file.id)).bytes, run.name.length, 'bytes');
+    equal(await (await client.files.content(file.id)).text(), run.name, 'content');
+    const part = { type: 'input_image', file_id: file.id, detail: 'auto' };
+    await ask(run, client, { input: [{ role: 'user', content: [part] }] });
+    equal((await client.files.delete(file.id)).deleted, true, 'deleted');
+    const gone = await client.files.retrieve(file.id).catch((error) => error);
+    equal(gone.status, 404, 'status after deletion');
+  },
+
+  async chat(run) {
+    const client = clientOf(run);
+    const text = `Hello from ${run.name}`;
+    const body = { model: MODEL, messages: [{ role: 'user', content: text }] };
+    let said = '';
+    if (run.mode === 'stream') {
+      const stream = await client.chat.completions.create({ ...body, stream: true });
+      for await (const chunk of stream) said += chunk.choices[0]?.delta.content ?? '';
+    } else {
+      said = (await client.chat.completions.create(body)).choices[0].message.content;
+    }
+    equal(said, `You said: ${text}`, 'text');
+  },
+
+  async embeddings(run) {
+    const body = { model: 'text-embedding-3-small', input: ['Hello', 'Good day'] };
+    const { data } = await clientOf(run).embeddings.create(body);
+    equal(data.length, 2, 'vectors');
+    equal(data[0].embedding.length === data[1].embedding.length, true, 'lengths');
+    equal(JSON.stringify(data[0].embedding) !== JSON.stringify(data[1].embedding), true, 'values');
+  },
+
+  async models(run) {
+    const client = clientOf(run);
+    const names = [];
+    for await (const model of client.models.list()) names.push(model.id);
+    equal((await client.models.retrieve(names[0])).id, names[0], 'model');
   },
 
   async unknown(run) {

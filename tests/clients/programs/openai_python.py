@@ -10,17 +10,23 @@ from typing import Any
 
 import openai
 from checks import (
+    DRAWN,
+    EXECUTED,
     FAULTS,
     MODEL,
+    OWN,
     PIXEL,
+    SCREEN,
     TOOLS,
     WEATHER,
     Play,
     Run,
     check_events,
     check_hidden,
+    check_picture,
     equal,
     main,
+    screenshot,
     text_of,
 )
 from openai_asking import ask, client_of, collected, opened, settled
@@ -52,6 +58,13 @@ async def approved(run: Run) -> None:
 async def denied(run: Run) -> None:
     final, text = await ask(run, client_of(run), input=run.transfer(), tools=[run.tool()])
     run.check_held(final, text, denied=True)
+
+
+@play
+async def credential(run: Run) -> None:
+    tools = [run.tool(headers=OWN)]
+    final, text = await ask(run, client_of(run), input=run.transfer(), tools=tools)
+    run.check_held(final, text)
 
 
 @play
@@ -209,6 +222,123 @@ async def resume(run: Run) -> None:
     equal(final["id"], response_id, "id")
     run.check_held(final, text)
     run.keep(final, text)
+
+
+@play
+async def drawing(run: Run) -> None:
+    client = client_of(run, default_headers=DRAWN)
+    body = {"model": MODEL, "input": f"Draw an otter for {run.case}"}
+    tool: dict[str, Any] = {"type": "image_generation"}
+    if run.mode == "stream":
+        tool["partial_images"] = 2
+        events = await collected(client.responses.create(stream=True, tools=[tool], **body))
+        kind = "response.image_generation_call.partial_image"
+        partial = [event for event in events if event["type"] == kind]
+        equal([event["partial_image_index"] for event in partial], [0, 1], "partial images")
+        for event in partial:
+            check_picture(event["partial_image_b64"])
+        final = check_events(events)
+    else:
+        final = client.responses.create(tools=[tool], **body).to_dict()
+    [drawn] = [item for item in final["output"] if item["type"] == "image_generation_call"]
+    check_picture(drawn["result"])
+    run.keep(final, "")
+
+
+@play
+async def computer(run: Run) -> None:
+    client = client_of(run)
+    tools = [SCREEN, run.tool()]
+    body = {"model": "computer-use-preview", "truncation": "auto", "tools": tools}
+    text = f"Use the computer and {run.transfer()}"
+    first = client.responses.create(input=text, **body)
+    check_hidden(first.to_dict())
+    call = first.to_dict()["output"][-1]
+    equal((call["type"], call["action"]["type"]), ("computer_call", "screenshot"), "call")
+    answer = client.responses.create(
+        previous_response_id=first.id, input=[screenshot(call)], **body
+    )
+    check_hidden(answer.to_dict())
+    run.keep(answer.to_dict(), answer.output_text)
+    equal("mcp_call" in run.seen["items"], True, "items")
+    equal("screenshot" in answer.output_text, True, answer.output_text)
+
+
+@play
+async def conversation(run: Run) -> None:
+    client = client_of(run)
+    name = client.conversations.create(metadata={"case": run.case}).id
+    final, text = await ask(
+        run, client, input=run.transfer(), tools=[run.tool()], conversation=name
+    )
+    run.check_held(final, text)
+    listed = [item.type for item in client.conversations.items.list(name, order="asc")]
+    equal(listed, ["message", "mcp_list_tools", "mcp_call", "message"], "items")
+    _, text = await ask(run, client, input="Thank you", conversation=name)
+    equal(text, "You said: Thank you", "text")
+    equal(client.conversations.delete(name).deleted, True, "deleted")
+
+
+@play
+async def wish(run: Run) -> None:
+    client = client_of(run, default_headers={"Gatepass-Wait": "return"})
+    body = {"model": MODEL, "tools": [run.tool()]}
+    first = client.responses.create(input=run.transfer(), **body)
+    request = first.output[-1]
+    equal(request.type, "mcp_approval_request", "last item")
+    answer = {"type": "mcp_approval_response", "approval_request_id": request.id, "approve": False}
+    second = client.responses.create(input=[answer], previous_response_id=first.id, **body)
+    run.keep(second.to_dict(), second.output_text)
+    equal(second.output_text.startswith(EXECUTED), True, second.output_text)
+
+
+@play
+async def files(run: Run) -> None:
+    client = client_of(run, default_headers=DRAWN)
+    content = run.case.encode()
+    file = client.files.create(file=(f"{run.mode}.png", content), purpose="vision")
+    equal(file.id in [one.id for one in client.files.list(purpose="vision")], True, "listed")
+    equal(client.files.retrieve(file.id).bytes, len(content), "bytes")
+    equal(client.files.content(file.id).content, content, "content")
+    parts = [
+        {"type": "input_text", "text": "What is in this image?"},
+        {"type": "input_image", "file_id": file.id, "detail": "auto"},
+    ]
+    await ask(run, client, input=[{"role": "user", "content": parts}])
+    equal(client.files.delete(file.id).deleted, True, "deleted")
+    try:
+        client.files.retrieve(file.id)
+    except openai.NotFoundError:
+        return
+    raise AssertionError("deleted, and still there")
+
+
+@play
+async def chat(run: Run) -> None:
+    client = client_of(run)
+    text = f"Hello from {run.case}"
+    body = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+    if run.mode == "stream":
+        chunks = list(client.chat.completions.create(stream=True, **body))
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    else:
+        said = client.chat.completions.create(**body).choices[0].message.content
+    equal(said, f"You said: {text}", "text")
+
+
+@play
+async def embeddings(run: Run) -> None:
+    texts = ["Hello", "Good day"]
+    answer = client_of(run).embeddings.create(model="text-embedding-3-small", input=texts)
+    first, second = [one.embedding for one in answer.data]
+    equal(len(first) == len(second) > 0 and first != second, True, "vectors")
+
+
+@play
+async def models(run: Run) -> None:
+    client = client_of(run)
+    names = [model.id for model in client.models.list()]
+    equal(client.models.retrieve(names[0]).id, names[0], "model")
 
 
 @play
