@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.access import After, House, Limit, may
-from gateway.approvals import exchanges, review
+from gateway.approvals import history, review
 from gateway.approvals.review import Approvals, Reviewer, Submission
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
@@ -187,14 +187,14 @@ async def list_exchanges(
     house: House, _who: ExchangeReader, after: After = None, limit: Limit = 50
 ) -> Any:
     """Exchanges, newest first."""
-    page = await exchanges.listing(house.db, after=after, limit=limit)
+    page = await history.listing(house.db, after=after, limit=limit)
     return {"items": [item.document() for item in page.items], "next": page.next}
 
 
 @router.get("/exchanges/{exchange_id}", response_model=ExchangeOut)
 async def read_exchange(house: House, _who: ExchangeReader, exchange_id: str) -> Any:
     """One app request with its rounds, calls, decisions and executions."""
-    return (await exchanges.read(house.db, house.envelope, exchange_id)).document()
+    return (await history.read(house.db, house.envelope, exchange_id)).document()
 
 
 def _approvals(house: House) -> Approvals:

@@ -15,14 +15,13 @@ import orjson
 from sqlalchemy import update
 from sqlmodel import col, select
 
-from gateway.approvals import items, reading
+from gateway.approvals import items
 from gateway.approvals.decisions import Approvals, subject
 from gateway.approvals.kept import Kept
-from gateway.approvals.views import ExchangeView, Page
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
-from gateway.errors import Conflict, NotFound, Refused
+from gateway.errors import Conflict, NotFound
 from gateway.exchange.document import read as read_document
 from gateway.exchange.messages import Around, Json, Mismatch, Observed
 from gateway.store.database import Database, compare_and_set
@@ -86,6 +85,7 @@ async def open_exchange(
         body_digest=opening.body_digest,
         idempotency=opening.idempotency,
         auth=opening.auth,
+        stored=opening.stored,
     )
     async with context.ledger.transaction() as tx:
         tx.session.add(
@@ -297,9 +297,10 @@ async def alarm(
 
 @dataclass(frozen=True)
 class Ending:
-    """How an exchange ended; `response` is the object that the app may retrieve from now on.
+    """How an exchange ended; `response` is the object that the app has been given.
 
-    `around` is what the app's items hide, by item id; `frames` is the log of a background stream.
+    `retrievable`: it may be read from now on. `around` is what the app's items hide, by item id;
+    `frames` is the log of a background stream.
     """
 
     outcome: str
@@ -308,6 +309,7 @@ class Ending:
     code: str | None = None
     around: Mapping[str, Around] = field(default_factory=dict)
     frames: Sequence[str] | None = None
+    retrievable: bool = True
 
 
 async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetime) -> None:
@@ -320,7 +322,7 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
     await items.hand_out(context, kept, (response or {}).get("output") or [], ending.around)
     values: dict[str, Any] = {
         "state": state,
-        "final": _sealed(context, kept, "final", response),
+        "final": _sealed(context, kept, "final", response) if ending.retrievable else None,
         "log": _sealed(context, kept, "log", ending.frames),
         "rounds": ending.rounds,
         "finished_at": now,
@@ -410,6 +412,7 @@ async def load(db: Database, envelope: Envelope, exchange_id: str) -> Saved:
         row.background,
         row.body_digest,
         row.idempotency,
+        stored=row.stored,
     )
     if row.snapshot is None:
         return Saved(kept, {})
@@ -435,65 +438,3 @@ async def log(db: Database, envelope: Envelope, exchange_id: str) -> list[str] |
         return None
     frames: list[str] = orjson.loads(envelope.open(row.data_key, row.id, "log", row.log))
     return frames
-
-
-async def listing(
-    db: Database, *, app: str | None = None, after: str | None = None, limit: int = 50
-) -> Page[ExchangeView]:
-    """Exchanges with MCP tools, newest first."""
-    limit = max(1, min(limit, 200))
-    statement = (
-        select(Exchange, App.name)
-        .join(App, col(App.id) == Exchange.app_id, isouter=True)
-        .order_by(col(Exchange.id).desc())
-        .limit(limit + 1)
-    )
-    if app:
-        statement = statement.where(App.name == app)
-    if after:
-        if not after.startswith("exc_"):
-            raise Refused("'after' is not the id of an exchange.", param="after")
-        statement = statement.where(col(Exchange.id) < after)
-    async with db.reading() as session:
-        rows = (await session.exec(statement)).all()
-    views = [_view(row, name) for row, name in rows[:limit]]
-    return Page(views, views[-1].id if len(rows) > limit else None)
-
-
-async def read(db: Database, envelope: Envelope, exchange_id: str) -> ExchangeView:
-    """One exchange with its calls; raises `NotFound`."""
-    async with db.reading() as session:
-        row = await session.get(Exchange, exchange_id)
-        if row is None:
-            raise NotFound(f"There is no exchange {exchange_id}.")
-        app = await session.get(App, row.app_id)
-        ids = await session.exec(
-            select(ResponseId.response_id)
-            .where(ResponseId.exchange_id == exchange_id)
-            .order_by(col(ResponseId.round))
-        )
-        calls = await reading.of_exchange(session, envelope, exchange_id)
-        return _view(row, app.name if app else None, tuple(ids.all()), calls)
-
-
-def _view(
-    row: Exchange,
-    app: str | None,
-    upstream_ids: tuple[str, ...] = (),
-    calls: tuple[Any, ...] = (),
-) -> ExchangeView:
-    return ExchangeView(
-        id=row.id,
-        state=row.state,
-        app=app or row.app_id,
-        response_id=row.response_id,
-        model=row.model,
-        end_user=row.end_user,
-        streamed=row.streamed,
-        background=row.background,
-        rounds=row.rounds,
-        created_at=row.created_at,
-        finished_at=row.finished_at,
-        upstream_ids=upstream_ids,
-        approval_requests=calls,
-    )

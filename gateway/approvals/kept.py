@@ -23,6 +23,7 @@ class Kept:
     body_digest: str | None = None
     idempotency: str | None = None
     auth: str = "key"
+    stored: bool = True
 
     @property
     def logged(self) -> bool:

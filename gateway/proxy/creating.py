@@ -174,6 +174,8 @@ class Creation:
         digest = hashlib.sha256(orjson.dumps(plan.asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
         is_retry = (call.header("x-stainless-retry-count") or "0") != "0"
         key = call.header("idempotency-key")
+        if not is_retry and key is None:
+            await self.hub.watch_alike(app.id, digest)
         # Opening takes a while, and a retry that comes meanwhile must find what is being opened.
         async with self.hub.opening(app.id, key or digest):
             if key is not None:

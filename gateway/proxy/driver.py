@@ -400,6 +400,8 @@ class Driver:
             str(code) if code else None,
             finished.around,
             self._live.log(*self._last),
+            # What the app does not want kept is kept only if it was told to come back for it.
+            self._kept.stored or self._live.detached,
         )
         await exchanges.finish(self._context, self._kept, ending, now=self._tools.clock())
         for frame in self._last:

@@ -21,6 +21,8 @@ from gateway.exchange.messages import Emit, Fault, Finished, Json
 from gateway.exchange.sse import render
 from gateway.telemetry import log
 
+#: How often, and after how many seconds each time, it is looked whether a connection is gone.
+_GLANCES, _GLANCE = 5, 0.04
 #: How long a finished exchange can still be joined by a late retry, in seconds.
 LINGER = 120.0
 
@@ -182,6 +184,22 @@ class Hub:
     def opening(self, app_id: str, body_digest: str) -> asyncio.Lock:
         """Held while such an exchange is looked for and, if there is none, opened."""
         return self._opening.setdefault((app_id, body_digest), asyncio.Lock())
+
+    async def watch_alike(self, app_id: str, body_digest: str) -> None:
+        """Wait a moment while something alike is opened or listened to: its connection may be gone.
+
+        A client that cuts its connection and asks again at once is here before its end is.
+        """
+        for _ in range(_GLANCES):
+            lock = self._opening.get((app_id, body_digest))
+            attended = any(
+                live.finished is None and live.joinable and live.listeners
+                for live in self._live.values()
+                if (live.kept.app_id, live.kept.body_digest) == (app_id, body_digest)
+            )
+            if not attended and (lock is None or not lock.locked()):
+                return
+            await asyncio.sleep(_GLANCE)
 
     def twin(self, app_id: str, body_digest: str, *, is_retry: bool) -> Live | None:
         """The exchange that an identical request joins.

@@ -26,7 +26,7 @@ from tests.support.gateway import Gateway, open_gateway
 
 WAIT = 20.0
 #: Seconds of thought, by capability; what is not named is decided at once.
-THOUGHT = {"wait": WAIT, "retry": 8.0}
+THOUGHT = {"wait": WAIT, "retry": 7.0}
 LONGEST = 300.0
 #: Early header, comments and typed events all happen well within the wait.
 SETTINGS = {

@@ -92,6 +92,15 @@ async def test_reasoning_comes_back_whole_though_the_app_was_not_shown_it(gatewa
     )
 
 
+async def test_what_the_app_does_not_want_kept_cannot_be_retrieved(gateway: Gateway):
+    first, _ = await asyncio.gather(ask(gateway, [USER], store=False), gateway.decide())
+    client = await gateway.app()
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(first.id)
+    second, _ = await asyncio.gather(ask(gateway, [USER]), gateway.decide())
+    assert (await client.responses.retrieve(second.id)).id == second.id
+
+
 async def test_a_denied_call_stays_denied_when_the_chain_is_sent_again(gateway: Gateway):
     first, _ = await asyncio.gather(ask(gateway, [USER], store=False), gateway.decide("deny"))
     second = await ask(gateway, [USER, *dumped(first), THANKS], store=False)
