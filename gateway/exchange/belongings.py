@@ -79,8 +79,9 @@ def domains(tools: Sequence[Json]) -> Iterator[str]:
 
 def _machines(tools: Sequence[Json]) -> Iterator[tuple[str, Any]]:
     for index, tool in enumerate(tools):
-        for member in ("container", "environment"):
-            if isinstance(tool.get(member), str | dict):
+        # An environment that is a text is what a computer tool looks at, and no machine.
+        for member, kinds in (("container", str | dict), ("environment", dict)):
+            if isinstance(tool.get(member), kinds):
                 yield f"tools[{index}].{member}", tool[member]
 
 

@@ -32,13 +32,13 @@ class Scrubber:
         for text in texts:
             self._by_letter.setdefault(text[0], []).append(text)
 
-    def begins(self, text: str) -> bool:
-        """Whether the end of `text` could be the beginning of a secret."""
+    def beginning(self, text: str) -> int:
+        """How many letters at the end of `text` could be the beginning of a secret."""
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
             for form in self._by_letter.get(text[start], ()):
                 if len(form) > len(text) - start and form.startswith(text[start:]):
-                    return True
-        return False
+                    return len(text) - start
+        return 0
 
     def with_more(self, values: Sequence[str]) -> Scrubber:
         """One that takes these out, too."""
@@ -56,37 +56,48 @@ class Scrubber:
 class Seams:
     """Finds secrets that are split over the deltas of one text of a stream.
 
-    A delta that could end in the beginning of a secret waits for the next frame; a delta of the
-    same text then takes it in.
+    Deltas that could be the beginning of a secret wait for what comes next. They go on as they
+    were when it was none; when it was one, they become a single delta without it.
     """
 
     def __init__(self, scrubber: Scrubber) -> None:
         self._scrubber = scrubber
-        self._held: FrameSeen | None = None
+        self._held: list[FrameSeen] = []
 
     def feed(self, frame: FrameSeen) -> list[FrameSeen]:
         """The frames that may go on because of this one."""
-        held, self._held = self._held, None
-        if _text_of(frame) is not None:
-            if held is not None and _place(held) == _place(frame):
-                frame, held = self._joined(held, frame), None
-            if self._scrubber.begins(_text_of(frame) or ""):
-                self._held = frame
-                return [held] if held is not None else []
-        return [frame] if held is None else [held, frame]
+        if _text_of(frame) is None:
+            return [*self.end(), frame]
+        before: list[FrameSeen] = []
+        if self._held and _place(self._held[-1]) != _place(frame):
+            before = self.end()
+        self._held.append(frame)
+        text = "".join(_text_of(held) or "" for held in self._held)
+        clean = self._scrubber.clean(text.encode("utf-8", "surrogatepass"))
+        if (cleaned := clean.decode("utf-8", "surrogatepass")) != text:
+            self._held, text = [_joined(self._held, cleaned)], cleaned
+        return before + self._release(len(text) - self._scrubber.beginning(text))
 
     def end(self) -> list[FrameSeen]:
-        """What still waits when there is no next frame."""
-        held, self._held = self._held, None
-        return [] if held is None else [held]
+        """What still waits when there is nothing more of its text."""
+        held, self._held = self._held, []
+        return held
 
-    def _joined(self, first: FrameSeen, second: FrameSeen) -> FrameSeen:
-        text = f"{_text_of(first)}{_text_of(second)}".encode("utf-8", "surrogatepass")
-        data = {**second.data, "delta": self._scrubber.clean(text).decode("utf-8", "surrogatepass")}
-        probable = first.data.get("logprobs"), second.data.get("logprobs")
-        if isinstance(probable[0], list) and isinstance(probable[1], list):
-            data["logprobs"] = [*probable[0], *probable[1]]
-        return FrameSeen(second.type, data)
+    def _release(self, letters: int) -> list[FrameSeen]:
+        """The first deltas, as far as they lie whole within so many letters."""
+        ready: list[FrameSeen] = []
+        while self._held and len(_text_of(self._held[0]) or "") <= letters:
+            letters -= len(_text_of(self._held[0]) or "")
+            ready.append(self._held.pop(0))
+        return ready
+
+
+def _joined(frames: list[FrameSeen], text: str) -> FrameSeen:
+    data = {**frames[-1].data, "delta": text}
+    probable = [frame.data.get("logprobs") for frame in frames]
+    if all(isinstance(some, list) for some in probable):
+        data["logprobs"] = []  # they would spell it out
+    return FrameSeen(frames[-1].type, data)
 
 
 def _text_of(frame: FrameSeen) -> str | None:

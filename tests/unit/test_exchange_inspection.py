@@ -156,6 +156,7 @@ def test_machines_of_hosted_code_are_found_with_what_they_may_reach() -> None:
         {"type": "code_interpreter", "container": {"type": "auto", "network_policy": None}},
         {"type": "shell", "environment": {"network_policy": {"type": "disabled"}}},
         {"type": "shell", "environment": None},
+        {"type": "computer_use_preview", "environment": "browser"},
     ]
     found = inspect({"tools": tools})
     assert (found.containers, found.domains) == (

@@ -59,17 +59,23 @@ def test_the_order_of_frames_stays_and_nothing_is_lost(told: list[tuple[str, int
         assert got == sent
 
 
-def test_probabilities_of_joined_deltas_are_joined_too() -> None:
+def test_deltas_that_were_no_secret_go_on_as_they_were() -> None:
+    frames = [delta(text) for text in ("Hi s", "3", "!", " s3cr", "et", "-x")]
+    assert through(frames) == frames
+    seams = Seams(Scrubber([SECRET]))
+    assert seams.feed(frames[0]) == []
+    assert seams.feed(frames[1]) == []
+    assert seams.feed(frames[2]) == frames[:3]
+
+
+def test_probabilities_do_not_spell_the_secret_out() -> None:
+    half = len(SECRET) // 2
     frames = [
         FrameSeen(TEXT, {"delta": text, "logprobs": [{"token": text}], "sequence_number": number})
-        for number, text in enumerate(["Hi s", "3", "!"])
+        for number, text in enumerate([SECRET[:half], SECRET[half:]])
     ]
     [joined] = through(frames)
-    assert joined.data == {
-        "delta": "Hi s3!",
-        "logprobs": [{"token": "Hi s"}, {"token": "3"}, {"token": "!"}],
-        "sequence_number": 2,
-    }
+    assert joined.data == {"delta": "[redacted]", "logprobs": [], "sequence_number": 1}
 
 
 def test_what_is_no_text_goes_on_at_once() -> None:
