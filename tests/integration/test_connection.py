@@ -17,6 +17,8 @@ from gateway.cli.connection import Connection
 from gateway.proxy.http import FAULT
 from tests.support.sockets import exchange
 
+pytestmark = pytest.mark.slow
+
 HEAD = b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n"
 
 

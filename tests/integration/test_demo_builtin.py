@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.demo import TRANSFER, World, approve, collect, kinds, open_world, refused
 
+pytestmark = pytest.mark.e2e
+
 DEPLOYMENT = {"x-ms-oai-image-generation-deployment": "gpt-image-1"}
 DRAW = "Draw a gorgeous image of a river made of white owl feathers"
 SCREEN = {

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.demo import World, collect, open_world, refused
 
+pytestmark = pytest.mark.e2e
+
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 ASK = 'function weather {"city":"Oslo"}'
 

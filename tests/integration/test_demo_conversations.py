@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.demo import TRANSFER, World, approve, collect, kinds, open_world, refused
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:

@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.demo import KEY, TRANSFER, World, collect, kinds, open_world, refused
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.demo import World, open_world, refused
 
+pytestmark = pytest.mark.e2e
+
 DATA = "data:image/png;base64,aW1n"
 
 

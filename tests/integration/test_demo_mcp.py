@@ -18,6 +18,8 @@ from gateway.demo.mcp_server import McpSettings, create_mcp_server
 from gateway.demo.mcp_tools import McpFailure, McpServer, call_tool, list_tools
 from gateway.demo.runner import serve
 
+pytestmark = pytest.mark.e2e
+
 TOKEN = "sample-token"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
 

@@ -22,6 +22,8 @@ from tests.support.demo import (
     refused,
 )
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.demo import TRANSFER, World, approve, kinds, open_world, refused
 
+pytestmark = pytest.mark.e2e
+
 STATELESS = {"store": False, "include": ["reasoning.encrypted_content"]}
 START = {"role": "user", "content": TRANSFER}
 AND_THEN = {"role": "user", "content": "And then?"}

@@ -24,6 +24,8 @@ from tests.support.demo import (
     squeezed,
 )
 
+pytestmark = pytest.mark.e2e
+
 STOPPED = [
     "response.created",
     "response.in_progress",

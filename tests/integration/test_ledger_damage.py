@@ -19,6 +19,8 @@ from tests.support.clock import FakeClock
 from tests.support.evidence import Teller
 from tests.support.ledger import a_record, make_ledger, signer
 
+pytestmark = pytest.mark.slow
+
 KEY = signer().verifier
 TABLES = ("audit_records", "audit_tiles", "audit_checkpoints")
 VALUES = [

@@ -12,6 +12,8 @@ from gateway.store.database import Database
 from tests.support.clock import FakeClock
 from tests.support.stage import Stage, stage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def played(sqlite: Database, clock: FakeClock) -> AsyncIterator[Stage]:
