@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
 from gateway.approvals import items
@@ -87,54 +88,79 @@ async def open_exchange(
         auth=opening.auth,
         stored=opening.stored,
     )
-    async with context.ledger.transaction() as tx:
-        tx.session.add(
-            Exchange(
-                id=exchange_id,
-                app_id=opening.app_id,
-                state="forwarding",
-                model=opening.model,
-                end_user=opening.end_user,
-                streamed=opening.streamed,
-                background=opening.background,
-                stored=opening.stored,
-                body_digest=opening.body_digest,
-                idempotency=opening.idempotency,
-                conversation_id=opening.conversation,
-                data_key=kept.data_key,
-                snapshot=_sealed(context, kept, "snapshot", saved),
-                created_at=now,
-            )
+    try:
+        async with context.ledger.transaction() as tx:
+            _add(tx, context, kept, opening, saved, now)
+    except IntegrityError:
+        if opening.conversation is None:
+            raise
+        raise locked() from None  # both looked before either was there
+    await tx.sealed()
+    return kept
+
+
+def locked() -> Conflict:
+    """A conversation has one request at a time."""
+    return Conflict(
+        "Another request is still going on in this conversation; wait for its end.",
+        code="conversation_locked",
+        param="conversation",
+    )
+
+
+def _add(
+    tx: Transaction,
+    context: Approvals,
+    kept: Kept,
+    opening: Opening,
+    saved: Json | None,
+    now: datetime,
+) -> None:
+    tx.session.add(
+        Exchange(
+            id=kept.id,
+            app_id=opening.app_id,
+            state="forwarding",
+            model=opening.model,
+            end_user=opening.end_user,
+            streamed=opening.streamed,
+            background=opening.background,
+            stored=opening.stored,
+            body_digest=opening.body_digest,
+            idempotency=opening.idempotency,
+            conversation_id=opening.conversation,
+            data_key=kept.data_key,
+            snapshot=_sealed(context, kept, "snapshot", saved),
+            created_at=now,
         )
-        fields: dict[str, Any] = {
-            "streamed": opening.streamed,
-            "background": opening.background,
-            "stored": opening.stored,
-            "servers": list(opening.servers),
-        }
-        if opening.model is not None:
-            fields["model"] = opening.model[:200]
+    )
+    fields: dict[str, Any] = {
+        "streamed": opening.streamed,
+        "background": opening.background,
+        "stored": opening.stored,
+        "servers": list(opening.servers),
+    }
+    if opening.model is not None:
+        fields["model"] = opening.model[:200]
+    tx.record(
+        records.make(
+            "exchange.opened",
+            now=now,
+            actor=kept.actor,
+            subject=kept.subject,
+            fields=fields,
+        )
+    )
+    if opening.overridden:
         tx.record(
             records.make(
-                "exchange.opened",
+                "security.overridden",
                 now=now,
                 actor=kept.actor,
                 subject=kept.subject,
-                fields=fields,
+                fields={"what": list(opening.overridden)[:50]},
             )
         )
-        if opening.overridden:
-            tx.record(
-                records.make(
-                    "security.overridden",
-                    now=now,
-                    actor=kept.actor,
-                    subject=kept.subject,
-                    fields={"what": list(opening.overridden)[:50]},
-                )
-            )
-    await tx.sealed()
-    return kept
 
 
 async def name_response(

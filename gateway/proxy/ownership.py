@@ -13,8 +13,8 @@ from datetime import datetime
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.approvals import items
-from gateway.errors import Conflict, Refused
+from gateway.approvals import exchanges, items
+from gateway.errors import Refused
 from gateway.exchange.inspection import Findings
 from gateway.exchange.messages import Bypass
 from gateway.store.database import Database
@@ -151,11 +151,7 @@ async def conversation(session: AsyncSession, app_id: str, conversation_id: str)
     )
     newest = found.first()
     if newest is not None and newest.state in _OPEN:
-        raise Conflict(
-            "Another request is still going on in this conversation; wait for its end.",
-            code="conversation_locked",
-            param="conversation",
-        )
+        raise exchanges.locked()
     return newest.id if newest else None
 
 

@@ -54,6 +54,10 @@ def _of_exchanges(table: str) -> Index:
     return Index(name, "exchange_id", sqlite_where=condition, postgresql_where=condition)
 
 
+#: The condition under which an exchange is not over.
+OPEN_STATES = "state IN ('forwarding', 'holding', 'sending')"
+
+
 # --- what is configured ---------------------------------------------------------------------
 
 
@@ -222,6 +226,16 @@ class Exchange(SQLModel, table=True):
     """
 
     __tablename__ = "exchanges"
+    __table_args__ = (
+        # One at a time in a conversation: Azure refuses another while an approval is open there.
+        Index(
+            "uq_exchanges_open_conversation",
+            "conversation_id",
+            unique=True,
+            sqlite_where=text(OPEN_STATES),
+            postgresql_where=text(OPEN_STATES),
+        ),
+    )
     id: str = Field(primary_key=True)
     app_id: str = Field(index=True)
     state: str = Field(index=True)  # forwarding | holding | sending | done | failed | cancelled

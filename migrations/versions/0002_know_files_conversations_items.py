@@ -12,6 +12,7 @@ branch_labels = None
 depends_on = None
 
 _HANDED = sa.text("exchange_id <> ''")
+_OPEN = sa.text("state IN ('forwarding', 'holding', 'sending')")
 
 
 def upgrade() -> None:
@@ -36,6 +37,14 @@ def upgrade() -> None:
     op.add_column("exchanges", sa.Column("conversation_id", sa.String(), nullable=True))
     op.add_column("exchanges", sa.Column("log", sa.LargeBinary(), nullable=True))
     op.create_index(op.f("ix_exchanges_conversation_id"), "exchanges", ["conversation_id"])
+    op.create_index(
+        "uq_exchanges_open_conversation",
+        "exchanges",
+        ["conversation_id"],
+        unique=True,
+        sqlite_where=_OPEN,
+        postgresql_where=_OPEN,
+    )
     op.add_column("handed_items", sa.Column("hidden", sa.LargeBinary(), nullable=True))
     op.drop_index(op.f("ix_handed_items_exchange_id"), "handed_items")
     op.create_index(
@@ -50,6 +59,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_handed_items_exchange_id", "handed_items")
     op.create_index(op.f("ix_handed_items_exchange_id"), "handed_items", ["exchange_id"])
+    op.drop_index("uq_exchanges_open_conversation", "exchanges")
     op.drop_index(op.f("ix_exchanges_conversation_id"), "exchanges")
     for table, column in (
         ("handed_items", "hidden"),

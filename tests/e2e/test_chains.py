@@ -283,6 +283,20 @@ async def test_a_conversation_has_one_request_at_a_time_while_a_call_is_held(gat
     assert "was denied" in (await asking).output_text
 
 
+async def test_of_requests_that_come_at_once_a_conversation_takes_one(gateway: Gateway):
+    client, name = await conversation_of(gateway)
+    body = {"model": MODEL, "tools": [gateway.tool()], "conversation": name}
+    asking = [
+        asyncio.ensure_future(client.responses.create(input=TRANSFER, user=str(n), **body))
+        for n in range(5)
+    ]
+    await gateway.decide()
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    refused = [found for found in results if isinstance(found, openai.ConflictError)]
+    assert (len(refused), len(await gateway.effects())) == (4, 1)
+    assert {error.code for error in refused} == {"conversation_locked"}
+
+
 async def test_an_abandoned_call_of_a_conversation_is_denied_by_the_next_turn(gateway: Gateway):
     client, name = await conversation_of(gateway)
     body = {"model": MODEL, "tools": [gateway.tool()], "conversation": name}
