@@ -265,7 +265,7 @@ class Exchange:
         self.calls = {name: self.calls[name] for name in names if name in self.calls} | self.calls
         self.stitcher.end_round(response)
         used = (response.get("usage") or {}).get("output_tokens")
-        self.output_tokens += used if isinstance(used, int) else 0
+        self.output_tokens += used if isinstance(used, int) and 0 <= used < 2**53 else 0
         self.transcript += output
         if kind == "response.completed" and self.calls and not self._left_to_the_app():
             return [*commands, *self._ask()]

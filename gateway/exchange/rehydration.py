@@ -71,14 +71,14 @@ def settled(items: Sequence[Json], calls: Mapping[str, Any] = _NO_CALLS) -> list
     never reported, or is left out, must not be told a second time. `calls` says which approval the
     calls have that are only named.
     """
-    made: set[Any] = set()
+    made: set[str] = set()
     result: list[Json] = []
     for item in reversed(items):
         if item.get("type") == "mcp_call":
-            made.add(item.get("approval_request_id"))
+            made.add(str(item.get("approval_request_id")))
         elif item.get("type", "item_reference") == "item_reference":
-            made.add(calls.get(str(item.get("id"))))
-        elif _approves(item) and item.get("approval_request_id") not in made:
+            made.add(str(calls.get(str(item.get("id")))))
+        elif _approves(item) and str(item.get("approval_request_id")) not in made:
             result.append({**item, "approve": False, "reason": _NOT_AGAIN})
             continue
         result.append(item)
@@ -91,18 +91,17 @@ def _approves(item: Json) -> bool:
 
 def unanswered(items: Sequence[Json]) -> list[str]:
     """The ids of approval requests among the items to which no item is the answer."""
-    answered = {_answers(item) for item in items}
-    return [
-        str(item.get("id"))
+    answered = {
+        str(item.get("approval_request_id"))
         for item in items
-        if item.get("type") == "mcp_approval_request" and item.get("id") not in answered
+        if item.get("type") in {"mcp_approval_response", "mcp_call"}
+    }
+    return [
+        name
+        for item in items
+        if item.get("type") == "mcp_approval_request"
+        and (name := str(item.get("id"))) not in answered
     ]
-
-
-def _answers(item: Json) -> Any:
-    if item.get("type") in {"mcp_approval_response", "mcp_call"}:
-        return item.get("approval_request_id")
-    return None
 
 
 def _new(hidden: Collection[Json], there: set[str]) -> list[Json]:

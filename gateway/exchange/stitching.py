@@ -332,7 +332,9 @@ def _added(total: Json, more: Json) -> Json:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it counts something: what no program can count to is not added up."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < 2**53
 
 
 def _flat(error: Json) -> Json:

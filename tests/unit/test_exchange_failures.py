@@ -64,6 +64,21 @@ def test_a_frame_of_another_shape_ends_the_exchange_and_leaves_the_call_unknown(
     assert told(book)[-2:] == ["error", "response.failed"]
 
 
+def test_odd_counts_and_names_do_not_stop_the_chain() -> None:
+    """Numbers that cannot be written once they are added up, and an id that is no text."""
+    huge = {"output_tokens": 2**64 - 1, "input_tokens": 2**64 - 1, "total_tokens": 7}
+    book = Playbook(a_plan(store=False, input=[]))
+    book.start()
+    book.hear(Round("resp_1", [request()], echo={"usage": huge}))
+    book.decide(mcpr_1=YES)
+    odd = {**call(), "approval_request_id": [["mcpr_1"]]}
+    book.hear(Round("resp_2", [odd, request("mcpr_2")], echo={"usage": huge}))
+    book.decide(mcpr_2=NO)
+    book.hear(Round("resp_3", [message()]))
+    assert book.finished.outcome == "completed"
+    assert book.finished.response["usage"]["total_tokens"] == 7 + 7 + 15
+
+
 def test_an_index_that_was_shown_does_not_show_an_approval_later() -> None:
     book = Playbook(a_plan())
     book.start()
