@@ -110,6 +110,21 @@ def test_a_refused_first_round_is_an_http_answer() -> None:
     assert finished.fault.headers == headers, "the app may try again: nobody was asked"
 
 
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
+def test_a_refused_resume_has_a_status_that_no_client_repeats(status: int) -> None:
+    """Some clients read nothing but the status, and would have people asked once more."""
+    fault = resuming().receive(Rejected(status, REFUSAL))[-1].fault
+    assert (fault.status, fault.body) == (424, REFUSAL)
+    assert fault.headers["x-should-retry"] == "false"
+    book = Playbook(a_plan())
+    book.start()
+    assert book.receive(Rejected(status, REFUSAL))[-1].fault.status == status, "nobody was asked"
+
+
+def test_a_refused_resume_that_no_client_repeats_keeps_its_status() -> None:
+    assert resuming().receive(Rejected(400, REFUSAL))[-1].fault.status == 400
+
+
 def test_a_refused_resume_is_told_in_the_stream_and_not_to_be_retried() -> None:
     book = resuming()
     error, failed, finished = book.receive(Rejected(429, REFUSAL))[1:]
