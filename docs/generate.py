@@ -1,4 +1,4 @@
-"""Rewrite what the documents can take from elsewhere: settings, modules, results of the clients.
+"""Rewrite what the documents can take from elsewhere: settings, modules, record kinds, results.
 
 Replaces the text between `<!-- generated: NAME -->` and `<!-- end -->`; touches nothing else.
 With `--check` writes nothing and exits 1 when a file would change.
@@ -12,13 +12,16 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from gateway.audit.fields import FIELDS
+from gateway.audit.kinds import KINDS
+from gateway.audit.records import SYSTEM, Actor, make
 from gateway.config import PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -111,10 +114,40 @@ def _cell(name: str, own: dict[str, str]) -> str:
     return "✖" if "breaks" in found else "✔" if found else "—"
 
 
+_THEN = datetime(2026, 11, 22, 10, 9, tzinfo=UTC)
+
+
+def kinds() -> Iterator[str]:
+    """Every kind of record: what it means, what it holds, and an example."""
+    for name, kind in KINDS.items():
+        example = dict(kind.example)
+        subject = example.pop("subject")
+        # Where the sentence begins with a person, the example has one.
+        actor = Actor("user", "usr_01", "token") if kind.says.startswith("{actor}") else SYSTEM
+        record = make(name, now=_THEN, actor=actor, subject=subject, fields=example)
+        parts = ("Subject", kind.subject), ("Required", kind.required), ("Optional", kind.optional)
+        yield from (f"### {name}", "", kind.meaning, "")
+        for title, members in parts:
+            if members:
+                yield f"{title}: {', '.join(f'`{member}`' for member in members)}."
+        text = json.dumps(record.document(), indent=1, sort_keys=True, ensure_ascii=False)
+        yield from ("", "```json", text, "```", "")
+
+
+def fields() -> Iterator[str]:
+    """Every field that a record may hold."""
+    yield "| field | type | meaning |"
+    yield "|---|---|---|"
+    for name, field in sorted(FIELDS.items()):
+        yield f"| `{name}` | {field.type} | {field.meaning} |"
+
+
 PARTS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "settings": ("docs/configuration-reference.md", settings),
     "modules": ("ARCHITECTURE.md", modules),
     "compatibility": ("docs/compatibility.md", compatibility),
+    "kinds": ("docs/audit.md", kinds),
+    "fields": ("docs/audit.md", fields),
 }
 
 

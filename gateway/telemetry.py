@@ -17,6 +17,7 @@ refusals_total = Counter("gatepass_refusals_total", "App requests refused, by co
 holds_open = Gauge("gatepass_holds_open", "Exchanges that wait for people in this process.")
 decisions_total = Counter("gatepass_decisions_total", "Decisions on calls.", ["by", "outcome"])
 executions_total = Counter("gatepass_executions_total", "Outcomes of released calls.", ["outcome"])
+alarms_total = Counter("gatepass_alarms_total", "Alarms raised, by kind.", ["kind"])
 decision_seconds = Histogram(
     "gatepass_decision_seconds",
     "Time from the request for approval to its decision.",

@@ -1,6 +1,6 @@
 """Exchanges as they are kept: opened, saved while they wait, claimed, observed, finished.
 
-Law of the path: what changes the world is recorded first. A claim (`begin_sending`) is a
+Law of the path: what changes the world is recorded first. A claim (`release.begin_sending`) is a
 compare-and-set on state and fence; whoever loses it must not send.
 """
 
@@ -17,24 +17,22 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
 from gateway.approvals import items
-from gateway.approvals.decisions import Approvals, subject
+from gateway.approvals.decisions import Approvals
 from gateway.approvals.kept import Kept
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
 from gateway.errors import Conflict, NotFound
 from gateway.exchange.document import read as read_document
-from gateway.exchange.messages import Around, Json, Mismatch, Observed
+from gateway.exchange.messages import Around, Json
 from gateway.store.database import Database, compare_and_set
 from gateway.store.envelope import Envelope
 from gateway.store.ids import new_id
 from gateway.store.tables import (
     App,
-    ApprovalRequest,
     Exchange,
     ResponseId,
 )
-from gateway.telemetry import executions_total
 
 
 @dataclass(frozen=True)
@@ -208,117 +206,7 @@ async def save(
         ),
     )
     if changed != 1:
-        raise _claimed(kept)
-
-
-async def begin_sending(
-    context: Approvals, kept: Kept, released: Sequence[str], denied: Sequence[str], *, now: datetime
-) -> str | None:
-    """Claim the exchange and mark its approved calls as being sent, before a byte is.
-
-    From here on a crash leaves their outcome unknown. Raises `Conflict` when the claim is lost
-    or a call is not approved any more. Returns, once the signed head covers the marks, the
-    receipt `index@size`.
-    """
-    async with context.ledger.transaction() as tx:
-        changed = await compare_and_set(
-            tx.session,
-            update(Exchange)
-            .where(
-                col(Exchange.id) == kept.id,
-                col(Exchange.state) == "holding",
-                col(Exchange.fence) == kept.fence,
-            )
-            .values(state="sending", fence=kept.fence + 1),
-        )
-        if changed != 1:
-            raise _claimed(kept)
-        marked = await compare_and_set(
-            tx.session,
-            update(ApprovalRequest)
-            .where(
-                col(ApprovalRequest.id).in_(released),
-                col(ApprovalRequest.state) == "approved",
-                col(ApprovalRequest.execution) == "not_sent",
-            )
-            .values(execution="sending"),
-        )
-        if marked != len(released):
-            raise Conflict("A call of this round may not be sent.", code="not_releasable")
-        for approval_id in (*released, *denied):
-            row = await tx.session.get_one(ApprovalRequest, approval_id)
-            tx.record(
-                records.make(
-                    "release.sending",
-                    now=now,
-                    actor=SYSTEM,
-                    subject=subject(row),
-                    key=f"{kept.id}:{kept.fence + 1}",
-                    fields={
-                        "fence": kept.fence + 1,
-                        "approve": approval_id in released,
-                        "digest": row.digest,
-                        "round": row.round + 1,
-                    },
-                )
-            )
-    kept.state, kept.fence = "sending", kept.fence + 1
-    receipt = await tx.sealed()
-    return None if receipt is None else str(receipt)
-
-
-async def observe(
-    context: Approvals, kept: Kept, approval_id: str, observed: Observed, *, now: datetime
-) -> None:
-    """Record what became of a released call. Waits for the signed head."""
-    async with context.ledger.transaction() as tx:
-        row = await tx.session.get_one(ApprovalRequest, approval_id)
-        await tx.session.exec(
-            update(ApprovalRequest)
-            .where(
-                col(ApprovalRequest.id) == approval_id,
-                col(ApprovalRequest.execution) == "sending",
-            )
-            .values(execution=observed.outcome, arguments_match=observed.matches, executed_at=now)
-        )
-        fields: dict[str, Any] = {"outcome": observed.outcome, "fence": kept.fence}
-        if observed.matches is not None:
-            fields["match"] = observed.matches
-        tx.record(
-            records.make(
-                "execution.observed",
-                now=now,
-                actor=SYSTEM,
-                subject=subject(row),
-                key=f"{kept.id}:{kept.fence}",
-                fields=fields,
-            )
-        )
-    executions_total.labels(outcome=observed.outcome).inc()
-    await tx.sealed()
-    await context.wakeups.notify()
-
-
-async def alarm(
-    context: Approvals, kept: Kept, mismatch: Mismatch, approval_id: str | None, *, now: datetime
-) -> None:
-    """Record an execution that nobody approved, or another one than was approved."""
-    about = {**kept.subject, "server": mismatch.server_label, "tool": mismatch.tool}
-    if approval_id is not None:
-        about["approval"] = approval_id
-    async with context.ledger.transaction() as tx:
-        tx.record(
-            records.make(
-                "execution.mismatch",
-                now=now,
-                actor=SYSTEM,
-                subject=about,
-                key=new_id("mis", now),
-                fields={"code": mismatch.why, "fence": kept.fence},
-            )
-        )
-    executions_total.labels(outcome="mismatch").inc()
-    await tx.sealed()
+        raise claimed(kept)
 
 
 @dataclass(frozen=True)
@@ -366,7 +254,7 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
             .values(**values),
         )
         if changed != 1:
-            raise _claimed(kept)
+            raise claimed(kept)
         fields: dict[str, Any] = {"outcome": ending.outcome, "rounds": ending.rounds}
         if ending.code is not None:
             fields["code"] = ending.code[:200]
@@ -389,7 +277,8 @@ def _sealed(context: Approvals, kept: Kept, name: str, value: Any) -> bytes | No
     return context.envelope.seal(kept.data_key, kept.id, name, orjson.dumps(value))
 
 
-def _claimed(kept: Kept) -> Conflict:
+def claimed(kept: Kept) -> Conflict:
+    """Another process has it now."""
     return Conflict(f"The exchange {kept.id} is in other hands.", code="exchange_claimed")
 
 

@@ -232,7 +232,14 @@ def _row(
         record_id="",
         created_at=now,
         deadline=now + (item.ruling.expires or rules.expires),
+        always_ask=item.ruling.always_ask,
+        undo_seconds=item.ruling.undo_seconds,
+        execution_seconds=_seconds(item.ruling.execution_expires),
     )
+
+
+def _seconds(length: timedelta | None) -> int | None:
+    return None if length is None else int(length.total_seconds())
 
 
 def _request_record(

@@ -85,6 +85,7 @@ _TYPES: Mapping[str, Callable[[object], bool]] = MappingProxyType(
 
 FIELDS: Mapping[str, Field] = MappingProxyType(
     {
+        "alarm": Field("text", "the id of the alarm"),
         "approve": Field("boolean", "what was sent: true releases the call, false refuses it"),
         "args": Field("commitment", "the raw arguments: blinded commitment, length, strictness"),
         "background": Field("boolean", "whether the app asked for a background response"),

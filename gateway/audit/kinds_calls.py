@@ -152,4 +152,20 @@ APPROVALS = {
         words("code what fence args observed call round error digest"),
         example(APPROVAL, code="arguments_differ", fence=1),
     ),
+    "alarm.raised": Kind(
+        "Something happened that people must look at; it stays on every page until it is closed.",
+        "An alarm was raised about {app}: {code}.",
+        ("app",),
+        ("alarm", "code"),
+        ("what",),
+        example(APPROVAL, alarm="alm_01", code="arguments_differ", what=["mismatch"]),
+    ),
+    "alarm.closed": Kind(
+        "Somebody else than who caused it looked into an alarm and closed it.",
+        "{actor} closed an alarm about {app}.",
+        ("app",),
+        ("alarm",),
+        ("what", "note"),
+        example(APPROVAL, alarm="alm_01", what=["mismatch"]),
+    ),
 }

@@ -34,6 +34,7 @@ NOTES, TREE, HISTORY, ORDER, PAYLOADS, FILES, UNKNOWN = 11, 12, 13, 15, 16, 17, 
 WIDTH, LARGEST, MOST = 256, 256 << 20, 100
 KINDS = frozenset(
     """
+    alarm.closed alarm.raised
     app.changed app.created app.removed app_key.created app_key.revoked approval.decided
     approval.requested approval.reviewed call.ruled config.applied credential.written
     exchange.finished exchange.opened execution.mismatch execution.observed export.made

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_never
 
-from gateway.approvals import decisions, exchanges, holding, reading
+from gateway.approvals import decisions, exchanges, holding, reading, release
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.exchanges import Ending
 from gateway.approvals.kept import Kept
@@ -222,13 +222,13 @@ class Driver:
 
     async def _observe(self, approval_id: str, observed: Observed) -> None:
         now = self._tools.clock()
-        await exchanges.observe(self._context, self._kept, approval_id, observed, now=now)
+        await release.observe(self._context, self._kept, approval_id, observed, now=now)
         self._sending.discard(approval_id)
 
     async def _mismatch(self, mismatch: Mismatch) -> None:
         log.error("execution.mismatch", exchange=self._kept.id, why=mismatch.why)
         approval_id = self._approvals.get(mismatch.request_id or "")
-        await exchanges.alarm(
+        await release.alarm(
             self._context, self._kept, mismatch, approval_id, now=self._tools.clock()
         )
 
@@ -272,7 +272,7 @@ class Driver:
             return
         if self._kept.state == "forwarding":
             await self._save()
-        self._live.receipt = await exchanges.begin_sending(
+        self._live.receipt = await release.begin_sending(
             self._context, self._kept, released, denied, now=self._tools.clock()
         )
         self._sending = set(released)

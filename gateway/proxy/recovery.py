@@ -12,7 +12,7 @@ from functools import partial
 
 from sqlmodel import select
 
-from gateway.approvals import exchanges
+from gateway.approvals import exchanges, release
 from gateway.approvals.exchanges import Ending, Saved
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
@@ -79,7 +79,7 @@ class Recovery:
             calls = found.all()
         for approval_id, upstream_id in calls:
             observed = Observed(upstream_id, "unknown")
-            await exchanges.observe(
+            await release.observe(
                 context, saved.kept, approval_id, observed, now=self.tools.clock()
             )
 

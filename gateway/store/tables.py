@@ -47,6 +47,12 @@ def _where_known(table: str, column: str) -> Index:
     return Index(f"ix_{table}_{column}", column, sqlite_where=condition, postgresql_where=condition)
 
 
+def _where_null(table: str, column: str) -> Index:
+    """An index of the few rows in which `column` is null."""
+    condition = text(f"{column} IS NULL")
+    return Index(f"ix_{table}_open", column, sqlite_where=condition, postgresql_where=condition)
+
+
 def _of_exchanges(table: str) -> Index:
     """An index by exchange of the rows that belong to one; most passed through and do not."""
     condition = text("exchange_id <> ''")
@@ -56,6 +62,8 @@ def _of_exchanges(table: str) -> Index:
 
 #: The condition under which an exchange is not over.
 OPEN_STATES = "state IN ('forwarding', 'holding', 'sending')"
+#: The condition under which it is not known yet what became of a call.
+UNCLEAR = "execution IN ('sending', 'unknown')"
 
 
 # --- what is configured ---------------------------------------------------------------------
@@ -152,6 +160,33 @@ class PolicyVersion(SQLModel, table=True):
     created_by: str
     activated_at: datetime | None = _time(nullable=True)
     deactivated_at: datetime | None = _time(nullable=True)
+    # While it only says what it would have said; one version at most at a time.
+    shadow_since: datetime | None = _time(nullable=True)
+    shadow_until: datetime | None = _time(nullable=True)
+
+
+class Pause(SQLModel, table=True):
+    """Nothing that it covers is released. `scope` all | app | server; `target` which of them."""
+
+    __tablename__ = "pauses"
+    __table_args__ = (
+        Index(
+            "uq_pauses_open",
+            "scope",
+            "target",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
+    id: str = Field(primary_key=True)
+    scope: str
+    target: str  # empty for all
+    reason: str
+    begun_at: datetime = _time()
+    begun_by: str  # e-mail address, operator, or gateway: after an alarm
+    ended_at: datetime | None = _time(nullable=True)
+    ended_by: str | None = None
 
 
 # --- who signs in ---------------------------------------------------------------------------
@@ -177,6 +212,20 @@ class ReviewerGroup(SQLModel, table=True):
     __tablename__ = "reviewer_groups"
     name: str = Field(primary_key=True)
     members: list[str] = _json()
+
+
+class Delegation(SQLModel, table=True):
+    """Who stands in for whom, from when to when: with the groups of the other, not the roles."""
+
+    __tablename__ = "delegations"
+    id: str = Field(primary_key=True)
+    from_email: str
+    to_email: str = Field(index=True)
+    starts_at: datetime = _time()
+    ends_at: datetime = _time()
+    created_at: datetime = _time()
+    created_by: str
+    revoked_at: datetime | None = _time(nullable=True)
 
 
 class AccessToken(SQLModel, table=True):
@@ -217,12 +266,23 @@ class WebSession(SQLModel, table=True):
 # --- what happens ---------------------------------------------------------------------------
 
 
+class Replica(SQLModel, table=True):
+    """A running gateway. Times are the database's: once `seen_at` is old, what it owns is free."""
+
+    __tablename__ = "replicas"
+    id: str = Field(primary_key=True)
+    name: str  # host and process, for people
+    started_at: datetime = _time()
+    seen_at: datetime = _time()
+
+
 class Exchange(SQLModel, table=True):
     """One app request and its one logical response.
 
     `snapshot` is the saved machine, `final` the finished response object, `log` the frames of a
     background stream; all are sealed under `data_key`. `fence` grows with every claim, so that a
-    paused owner cannot act any more.
+    paused owner cannot act any more. `owner` is the replica that drives it. `thread` is shared by
+    what goes on from one another: the first exchange of a chain, or the conversation.
     """
 
     __tablename__ = "exchanges"
@@ -235,10 +295,21 @@ class Exchange(SQLModel, table=True):
             sqlite_where=text(OPEN_STATES),
             postgresql_where=text(OPEN_STATES),
         ),
+        Index(
+            "ix_exchanges_open_body",
+            "app_id",
+            "body_digest",
+            sqlite_where=text(OPEN_STATES),
+            postgresql_where=text(OPEN_STATES),
+        ),
     )
     id: str = Field(primary_key=True)
     app_id: str = Field(index=True)
     state: str = Field(index=True)  # forwarding | holding | sending | done | failed | cancelled
+    owner: str | None = None
+    withdrawn: str | None = None  # why its app wants no more of it, for the replica that drives it
+    left_at: datetime | None = _time(nullable=True)  # since when no connection waits for it
+    thread: str | None = Field(default=None, index=True)
     response_id: str | None = None
     model: str | None = None
     end_user: str | None = None
@@ -317,6 +388,12 @@ class ApprovalRequest(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("exchange_id", "upstream_id"),
         Index("ix_approval_requests_state_deadline", "state", "deadline", "id"),
+        Index(
+            "ix_approval_requests_unclear",
+            "execution",
+            sqlite_where=text(UNCLEAR),
+            postgresql_where=text(UNCLEAR),
+        ),
     )
     id: str = Field(primary_key=True)
     exchange_id: str = Field(foreign_key="exchanges.id", index=True)
@@ -346,27 +423,142 @@ class ApprovalRequest(SQLModel, table=True):
     decided_at: datetime | None = _time(nullable=True, index=True)
     decided_by: str | None = None  # reviewers | policy | grant | expiry | cancelled
     decision_record_id: str | None = None
+    grant_id: str | None = None  # the grant that answered
+    always_ask: bool = False  # no grant may answer
+    undo_seconds: int = 0
+    settles_at: datetime | None = _time(nullable=True)  # until then reviewers may take back theirs
+    execution_seconds: int | None = None  # after the decision, it may be released for so long
+    escalates_at: datetime | None = _time(nullable=True)
+    escalate_to: list[str] | None = _json(nullable=True)  # groups
+    escalated_at: datetime | None = _time(nullable=True)
+    # What was decided did not hold any more when it was to be released: the request that asks anew.
+    superseded_by: str | None = None
+    supersedes: str | None = None
+    credential: str | None = None  # reference and version that went along, never a value
     reason: bytes | None = _sealed(nullable=True)  # what the model is told on a denial
     execution: str = "not_sent"  # not_sent | sending | executed | failed | unknown
     arguments_match: bool | None = None
     executed_at: datetime | None = _time(nullable=True)
+    # A person has said what became of a call whose outcome was unknown: executed | not_executed.
+    settlement: str | None = None
+    settled_at: datetime | None = _time(nullable=True)
+    settled_by: str | None = None
 
 
 class Review(SQLModel, table=True):
     """One reviewer's approve or deny. `reason` and `note` are sealed."""
 
     __tablename__ = "reviews"
-    __table_args__ = (UniqueConstraint("approval_id", "user_id"),)
+    __table_args__ = (
+        # One person counts once, whatever the channel; one who takes it back may review anew.
+        Index(
+            "uq_reviews_standing",
+            "approval_id",
+            "user_id",
+            unique=True,
+            sqlite_where=text("withdrawn_at IS NULL"),
+            postgresql_where=text("withdrawn_at IS NULL"),
+        ),
+    )
     id: str = Field(primary_key=True)
     approval_id: str = Field(foreign_key="approval_requests.id", index=True)
     user_id: str
     reviewer: str  # e-mail address as it was at that time
     verdict: str  # approve | deny
     channel: str  # web | api | cli
+    on_behalf_of: str | None = None  # e-mail address of who delegated
+    emergency: bool = False  # break-glass
     reason: bytes | None = _sealed(nullable=True)
     note: bytes | None = _sealed(nullable=True)
     digest: str
     created_at: datetime = _time()
+    withdrawn_at: datetime | None = _time(nullable=True)
+
+
+class Grant(SQLModel, table=True):
+    """A remembered approval: answers calls like the one it was made from.
+
+    `scope` says for whom (app | end_user | thread, and `subject` which), `arguments` sealed JSON
+    what must be the same: {exact: string}, or {fields: {path: value}}, or {} for the whole tool.
+    """
+
+    __tablename__ = "grants"
+    __table_args__ = (Index("ix_grants_app_tool", "app_id", "server_id", "tool"),)
+    id: str = Field(primary_key=True)
+    approval_id: str = Field(index=True)  # whose approval is remembered
+    app_id: str
+    app_name: str
+    server_id: str
+    server_label: str
+    server_url: str
+    tool: str
+    definition_digest: str | None = None
+    rule: str | None = None
+    scope: str
+    subject: str
+    kind: str  # exact | fields | tool
+    data_key: bytes = _sealed()
+    arguments: bytes = _sealed()
+    uses: int = 0
+    max_uses: int | None = None
+    created_at: datetime = _time()
+    created_by: str  # user id
+    creator: str  # e-mail address as it was at that time
+    expires_at: datetime = _time()
+    ended_at: datetime | None = _time(nullable=True)
+    ended_by: str | None = None
+    ended_why: str | None = None  # revoked | definition_changed | server_changed
+    record_id: str  # of `grant.created`
+
+
+class ShadowRuling(SQLModel, table=True):
+    """What a version in shadow would have said about a call, beside what was said."""
+
+    __tablename__ = "shadow_rulings"
+    approval_id: str = Field(primary_key=True)
+    policy_digest: str = Field(primary_key=True)
+    effect: str
+    rule: str | None = None
+    why: str
+    was: str  # the effect of the policy in force
+    created_at: datetime = _time(index=True)
+
+
+class Evidence(SQLModel, table=True):
+    """What was found out, without a person, about a call whose outcome was unknown."""
+
+    __tablename__ = "execution_evidence"
+    id: str = Field(primary_key=True)
+    approval_id: str = Field(index=True)
+    finding: str  # executed | failed | absent | unavailable
+    where: str  # the id of the response or conversation that was looked into, or why none was
+    arguments_match: bool | None = None
+    gathered_at: datetime = _time()
+
+
+class Alarm(SQLModel, table=True):
+    """Something that people must look at: on every page until somebody closes it.
+
+    `kind` mismatch | break_glass | late_execution. `due_at`: by then it has to be closed.
+    """
+
+    __tablename__ = "alarms"
+    __table_args__ = (_where_null("alarms", "closed_at"),)
+    id: str = Field(primary_key=True)
+    kind: str
+    code: str
+    app_name: str
+    exchange_id: str | None = None
+    approval_id: str | None = Field(default=None, index=True)
+    server_label: str | None = None
+    tool: str | None = None
+    raised_by: str | None = None  # user id: may not close it
+    raised_at: datetime = _time()
+    due_at: datetime | None = _time(nullable=True)
+    closed_at: datetime | None = _time(nullable=True)
+    closed_by: str | None = None
+    note: bytes | None = _sealed(nullable=True)
+    data_key: bytes | None = _sealed(nullable=True)
 
 
 # --- the ledger -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 from sqlmodel import select
 
-from gateway.approvals import decisions, exchanges, holding
+from gateway.approvals import decisions, exchanges, holding, release
 from gateway.approvals.exchanges import Opening
 from gateway.approvals.holding import Rules
 from gateway.approvals.kept import Kept
@@ -189,7 +189,7 @@ async def _raced(played: Stage, kept: Kept, name: str, *, ahead: str | None) -> 
     failed = [result for result in results if isinstance(result, Exception)]
     assert all(isinstance(problem, Conflict) for problem in failed), failed
     try:
-        await exchanges.begin_sending(played.approvals, kept, [name], [], now=now)
+        await release.begin_sending(played.approvals, kept, [name], [], now=now)
     except Conflict:
         assert len(failed) == 1, "an approval that was taken is sent"
         return "cancelled"

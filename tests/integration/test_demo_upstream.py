@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -565,6 +566,7 @@ async def test_background(world: World) -> None:
         first = await world.client.responses.retrieve(first.id)
         if first.status not in ("queued", "in_progress"):
             break
+        await asyncio.sleep(0.02)
     assert first.status == "completed"
     assert first.background is True
     second = await world.resume(first)

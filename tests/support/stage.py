@@ -19,7 +19,7 @@ import httpx2
 from fastapi import FastAPI
 
 import web
-from gateway.approvals import exchanges, holding, reading, review
+from gateway.approvals import exchanges, holding, reading, release, review
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.exchanges import Opening
 from gateway.approvals.holding import Round, Rules
@@ -199,9 +199,9 @@ class Stage:
     async def execute(self, approval_id: str, *, matches: bool | None = True) -> None:
         """What Azure reports after the release."""
         kept = self.kept[approval_id]
-        await exchanges.begin_sending(self.approvals, kept, [approval_id], [], now=self.clock())
+        await release.begin_sending(self.approvals, kept, [approval_id], [], now=self.clock())
         observed = Observed("mcpr", "executed", matches)
-        await exchanges.observe(self.approvals, kept, approval_id, observed, now=self.clock())
+        await release.observe(self.approvals, kept, approval_id, observed, now=self.clock())
 
 
 @contextlib.asynccontextmanager
