@@ -194,6 +194,7 @@ async def _running(
                 ledger.cancel()
     finally:
         await azure.close()
+        services.rulings.close()
         await services.db.close()
 
 
