@@ -33,10 +33,14 @@ def check(files: Files, as_json: Json = False) -> None:
     declaration = load(files)
     rules = declaration.policy.rules if declaration.policy else ()
     if as_json:
-        emit({"ok": True, "rules": [rule.name for rule in rules], "digest": declaration.digest})
+        names = [rule.name for rule in rules]
+        notes = list(declaration.undeclared_groups)
+        emit({"ok": True, "rules": names, "digest": declaration.digest, "notes": notes})
         return
     for rule in rules:
         say(f"{rule.effect:<6} {rule.name}")
+    for sentence in declaration.undeclared_groups:
+        note(sentence)
     say(f"{len(rules)} rules, and nothing is wrong with them. No matching rule means hold.")
 
 

@@ -33,6 +33,17 @@ _LIGHT = frozenset(
 )
 _CALLED = re.compile(r"([A-Za-z_]\w*)\s*\(")
 _POSITION = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
+#: The library's own names of operators: `_==_`, `@in`.
+_OPERATOR = re.compile(r"'(?:_|@)([^'\w]{1,2}|in)_?'")
+#: How the library's sentences go on here.
+_HINTS = {
+    "undeclared reference": "; there are args, call, app, server, now and the functions of CEL",
+    "found no matching overload": "; compare and combine what is of one type",
+    "Syntax error: mismatched input '<EOF>'": "; the condition ends too early",
+    "Syntax error: token recognition error at: '= '": "; write == to compare",
+    "Syntax error: mismatched input 'and'": "; write && for and",
+    "Syntax error: mismatched input 'or'": "; write || for or",
+}
 #: What makes the value of `args` a matter of opinion: no condition is decided on it.
 _UNREADABLE = {
     Hazard.NOT_JSON: "the arguments are not JSON",
@@ -45,17 +56,18 @@ _UNREADABLE = {
 
 
 @dataclass(frozen=True, slots=True)
-class ConditionError(Exception):
-    """A condition that does not compile; line and column count from 1 within the condition."""
+class Flaw:
+    """One thing wrong with a condition; `at` is line and column from 1 within it, where known."""
 
     message: str
-    line: int | None = None
-    column: int | None = None
+    at: tuple[int, int] | None = None
 
-    def __str__(self) -> str:
-        if self.line is None:
-            return self.message
-        return f"line {self.line}, column {self.column}: {self.message}"
+
+@dataclass(frozen=True, slots=True)
+class ConditionError(Exception):
+    """A condition that does not compile, and everything that is wrong with it."""
+
+    flaws: tuple[Flaw, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +116,16 @@ class Condition:
 def compile_condition(source: str) -> Condition:
     """Compile and type-check `source`; raises `ConditionError`."""
     if len(source) > MAX_SOURCE:
-        raise ConditionError(f"a condition may have at most {MAX_SOURCE} characters")
+        raise _error(f"a condition may have at most {MAX_SOURCE} characters")
     if "\0" in source or not _is_utf8(source):
-        raise ConditionError("a condition may not contain NUL or half characters")
+        raise _error("a condition may not contain NUL or half characters")
     try:
         program = _environment().compile(source)
     except RuntimeError as error:
         raise _located(str(error)) from None
     kind = program.return_type()
     if kind not in (cel.Type.BOOL, cel.Type.DYN):
-        raise ConditionError(f"a condition must be true or false, this one is {kind.name()}")
+        raise _error(f"a condition must be true or false, this one is {kind.name()}")
     return Condition(source, program)
 
 
@@ -157,14 +169,34 @@ def _environment() -> Any:
     )
 
 
+def _error(message: str) -> ConditionError:
+    return ConditionError((Flaw(message),))
+
+
 def _located(message: str) -> ConditionError:
-    found = _POSITION.search(message)
-    if found is None:
-        return ConditionError(message.removesuffix(" [INVALID_ARGUMENT]").strip())
-    line, column, what = found.groups()
+    found = [
+        Flaw(_hinted(what), (int(line), int(column)))
+        for line, column, what in _POSITION.findall(message)
+        if int(line) > 0
+    ]
+    if not found:
+        return _error(message.removesuffix(" [INVALID_ARGUMENT]").strip())
+    found.sort(key=lambda flaw: flaw.at or (0, 0))
+    # After the first error of syntax the rest is guesswork.
+    wrong = [flaw for flaw in found if flaw.message.startswith("Syntax error")]
+    return ConditionError(tuple(wrong[:1] or found))
+
+
+def _hinted(what: str) -> str:
     # The list of every token that could have stood there helps nobody.
-    what = what.partition(" expecting {")[0]
-    return ConditionError(what.removesuffix(" (in container '')"), int(line), int(column))
+    what = what.partition(" expecting ")[0].removesuffix(" (in container '')").strip()
+    what = (
+        what.removesuffix(" [INVALID_ARGUMENT]")
+        .replace("'_", "'")
+        .replace("_'", "'")
+        .replace("'@", "'")
+    )
+    return next((what + hint for begins, hint in _HINTS.items() if what.startswith(begins)), what)
 
 
 def _problem(arguments: Arguments, size: int) -> str | None:

@@ -321,12 +321,14 @@ class _Reader:
 
     def when(self, below: Path, value: Any) -> Condition | None:
         if not isinstance(value, str) or not value.strip():
-            self.report(below, f"must be a CEL condition in quotes, not {_or_empty(value)}")
+            shown = _or_empty(value.strip() if isinstance(value, str) else value)
+            self.report(below, f"must be a CEL condition in quotes, not {shown}")
             return None
         try:
             return compile_condition(value)
         except ConditionError as error:
-            self.report(below, str(error))
+            path = (*self.path, *below)
+            self.problems.extend(Problem(path, f.message, within=f.at) for f in error.flaws)
             return None
 
     def quorum(self, below: Path, value: Any) -> int:
