@@ -200,6 +200,7 @@ async def _running(
                 ledger.cancel()
     finally:
         await azure.close()
+        services.rulings.close()
         await services.db.close()
 
 

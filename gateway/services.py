@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.approvals.decisions import Approvals
+from gateway.approvals.rulings import Rulings
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.config import Settings
@@ -34,8 +35,9 @@ class Services:
     wakeups: Wakeups
     clock: Clock
     probe: Probe | None = None
+    rulings: Rulings = field(default_factory=Rulings)
 
     @property
     def approvals(self) -> Approvals:
         """The collaborators of the approval use cases."""
-        return Approvals(self.ledger, self.envelope, self.wakeups)
+        return Approvals(self.ledger, self.envelope, self.wakeups, self.rulings)

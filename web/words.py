@@ -61,6 +61,7 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
         "writing_tool": N_("The server declares that this tool changes things."),
         "unannotated_tool": N_("The server does not say whether this tool only reads."),
         "very_large": N_("The arguments are very large."),
+        "unexamined": N_("The arguments could not be examined in time."),
         "secret_like": N_("The arguments contain what looks like a key or a token."),
         "lookalike_host": N_("The arguments hold a web address that may look like another one."),
         "definition_changed": N_("The tool's definition has changed since it was accepted."),

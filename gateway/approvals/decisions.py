@@ -5,7 +5,7 @@ A decision is a row change and its audit record in one transaction, or it is not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from sqlalchemy import update
 from sqlmodel import col, select
 
 from gateway.approvals import lifecycle
+from gateway.approvals.rulings import Rulings
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit import records
 from gateway.audit.ledger import Ledger, Transaction
@@ -30,6 +31,7 @@ class Approvals:
     ledger: Ledger
     envelope: Envelope
     wakeups: Wakeups
+    rulings: Rulings = field(default_factory=Rulings)
 
     @property
     def db(self) -> Database:

@@ -13,16 +13,17 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.approvals import exchanges, lifecycle, views
+from gateway.approvals import exchanges, lifecycle, shadows, views
 from gateway.approvals.decisions import Approvals, subject
 from gateway.approvals.kept import Kept
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
 from gateway.exchange.messages import Answer, Call, Json, ServerFacts
-from gateway.policy.evaluation import CallFacts, Ruling, evaluate
-from gateway.policy.risk import RiskSignal, signals
+from gateway.policy.evaluation import CallFacts, Ruling
+from gateway.policy.risk import RiskSignal
 from gateway.policy.rules import Effect, Policy
 from gateway.store.ids import new_id
 from gateway.store.tables import ApprovalRequest, ToolDefinition
@@ -34,12 +35,14 @@ class Rules:
     """What decides without people: the policy in force, and the app's own stricter wishes.
 
     `strict` maps a server label to the tools the app wants asked for (None: all of them).
+    `shadow` decides nothing: what it would say is recorded.
     """
 
     policy: Policy
     policy_digest: str
     strict: Mapping[str, frozenset[str] | None]
     expires: timedelta
+    shadow: Policy | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,22 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """A call with what is known of it; `server` without an id is not part of the request."""
+
+    call: Call
+    server: ServerFacts
+    definition: ToolDefinition | None
+
+
+@dataclass(frozen=True)
 class _Ruled:
     call: Call
     server: ServerFacts
     ruling: Ruling
     risks: tuple[RiskSignal, ...]
     definition: ToolDefinition | None
+    shadow: Ruling | None = None
 
 
 async def open_hold(
@@ -83,8 +96,9 @@ async def open_hold(
     Returns what was opened, and the map of request ids extended by it.
     """
     kept = ended.kept
+    # Before the transaction: what takes long must not keep others from writing.
+    ruled = await _rule_all(context, ended, rules, now)
     async with context.ledger.transaction() as tx:
-        ruled = [await _rule(tx, ended, call, rules, now) for call in ended.calls]
         opened = [_open(tx, context, kept, item, rules, now) for item in ruled]
         ids = {**ended.approvals, **{item.call.request_id: item.approval_id for item in opened}}
         if ended.saved is not None:
@@ -96,15 +110,28 @@ async def open_hold(
     return opened, ids
 
 
-async def _rule(tx: Transaction, ended: Round, call: Call, rules: Rules, now: datetime) -> _Ruled:
-    kept = ended.kept
+async def _rule_all(context: Approvals, ended: Round, rules: Rules, now: datetime) -> list[_Ruled]:
+    async with context.db.reading() as session:
+        asked = [await _look_up(session, ended, call) for call in ended.calls]
+    return [await _rule(context, ended.kept, each, rules, now) for each in asked]
+
+
+async def _look_up(session: AsyncSession, ended: Round, call: Call) -> _Asked:
     server = ended.servers.get(call.server_label)
     if server is None:
+        return _Asked(call, ServerFacts("", call.server_label, ""), None)
+    definition = await session.get(ToolDefinition, (server.id, call.tool))
+    return _Asked(call, server, definition)
+
+
+async def _rule(
+    context: Approvals, kept: Kept, asked: _Asked, rules: Rules, now: datetime
+) -> _Ruled:
+    call, server, definition = asked.call, asked.server, asked.definition
+    if not server.id:
         # Azure asks for a call on a server that was not in the request: nobody can approve that.
-        server = ServerFacts("", call.server_label, "")
         ruling = Ruling(Effect.DENY, None, "The server is not part of the request.")
         return _Ruled(call, server, ruling, (), None)
-    definition = await tx.session.get(ToolDefinition, (server.id, call.tool))
     facts = CallFacts(
         app=kept.app_name,
         server=server.label,
@@ -113,10 +140,13 @@ async def _rule(tx: Transaction, ended: Round, call: Call, rules: Rules, now: da
         end_user=kept.end_user,
         definition=definition.pinned if definition else None,
     )
-    ruling = evaluate(rules.policy, facts, now)
+    assessment = await context.rulings.assess(rules.policy, facts, now)
+    ruling = assessment.ruling
     if ruling.effect is Effect.ALLOW:
         ruling = _stricter(ruling, call, definition, rules)
-    return _Ruled(call, server, ruling, (*_changed(definition), *signals(facts)), definition)
+    risks = (*_changed(definition), *assessment.signals)
+    shadow = await shadows.ruling(context.rulings, rules.shadow, facts, now)
+    return _Ruled(call, server, ruling, risks, definition, shadow)
 
 
 def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
@@ -160,6 +190,8 @@ def _open(
     tx.record(
         records.make("call.ruled", now=now, actor=SYSTEM, subject=subject(row), fields=fields)
     )
+    if item.shadow is not None and rules.shadow is not None:
+        shadows.record(tx, row, (rules.shadow.digest, item.shadow), ruling, now)
     requested = _request_record(row, commitment, now)
     row.record_id = requested.id
     tx.record(requested)

@@ -36,9 +36,10 @@ KINDS = frozenset(
     """
     alarm.closed alarm.raised
     app.changed app.created app.removed app_key.created app_key.revoked approval.decided
-    approval.requested approval.reviewed call.ruled config.applied credential.written
+    approval.requested approval.reviewed call.ruled call.shadowed config.applied credential.written
     exchange.finished exchange.opened execution.mismatch execution.observed export.made
     group.changed ledger.heartbeat ledger.started link.created payload.read policy.activated
+    policy.saved policy.shadow_begun policy.shadow_ended
     release.sending request.completed security.overridden security.refused server.changed
     server.registered server.removed token.created token.revoked tooldef.accepted
     tooldef.changed tooldef.pinned user.changed user.created user.signed_in user.signed_out

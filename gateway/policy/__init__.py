@@ -4,14 +4,29 @@ Pure: the same policy, call and time give the same ruling, whatever the order of
 Nothing here reads a file, a clock or a database.
 """
 
-from gateway.policy.evaluation import CallFacts, Ruling, evaluate
+from gateway.policy.comparing import ChangedMember, ChangedRule, Comparison, compare, sentence
+from gateway.policy.evaluation import (
+    CallFacts,
+    Hit,
+    Ruling,
+    combine,
+    evaluate,
+    is_light,
+    matching,
+    unevaluated,
+)
 from gateway.policy.problems import Problem
 from gateway.policy.risk import RiskSignal, signals
-from gateway.policy.rules import Effect, Match, Policy, Rule, check, parse
+from gateway.policy.rules import Effect, Escalation, Match, Policy, Rule, check, parse
 
 __all__ = [
     "CallFacts",
+    "ChangedMember",
+    "ChangedRule",
+    "Comparison",
     "Effect",
+    "Escalation",
+    "Hit",
     "Match",
     "Policy",
     "Problem",
@@ -19,7 +34,13 @@ __all__ = [
     "Rule",
     "Ruling",
     "check",
+    "combine",
+    "compare",
     "evaluate",
+    "is_light",
+    "matching",
     "parse",
+    "sentence",
     "signals",
+    "unevaluated",
 ]

@@ -313,6 +313,7 @@ class Driver:
                 view.policy_digest,
                 self._assignment.strict,
                 self._tools.approval_expires,
+                view.shadow,
             ),
             now=self._tools.clock(),
         )

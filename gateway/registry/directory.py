@@ -26,6 +26,7 @@ from gateway.registry.versions import CONFIG_VERSION
 from gateway.store.database import Database
 from gateway.store.references import SecretRef
 from gateway.store.tables import App, AppKey, Meta, PolicyVersion, Server
+from gateway.telemetry import log
 
 _SECONDS_BETWEEN_RECHECKS = 1.0
 
@@ -83,7 +84,10 @@ class ServerView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything configured, at one moment. `policy_digest` names the rules in force."""
+    """Everything configured, at one moment. `policy_digest` names the rules in force.
+
+    `shadow` are rules of which it is only recorded what they would say.
+    """
 
     version: int = 0
     apps: Mapping[str, AppView] = field(default_factory=dict)
@@ -93,6 +97,7 @@ class View:
     servers_by_label: Mapping[str, ServerView] = field(default_factory=dict)
     servers_by_url: Mapping[str, ServerView] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
+    shadow: Policy | None = None
 
     def reaches_server(self, domain: str) -> bool:
         """Whether who may reach `domain` (and what is below it) may reach a registered server."""
@@ -215,6 +220,7 @@ async def _load(session: AsyncSession) -> View:
         servers_by_label=_by(lambda server: server.label, servers),
         servers_by_url=_by(lambda server: server.url, servers),
         policy=await _policy(session),
+        shadow=await _shadow(session),
     )
 
 
@@ -274,3 +280,13 @@ async def _policy(session: AsyncSession) -> Policy:
     if len(rows) > 1:
         raise Unavailable("More than one policy version is active.", code="config_broken")
     return policies.checked(rows[0])
+
+
+async def _shadow(session: AsyncSession) -> Policy | None:
+    row = await policies.shadow_row(session)
+    try:
+        return None if row is None else policies.checked(row)
+    except GatepassError:
+        # It decides nothing, so nothing may stop because of it.
+        log.warning("shadow.unreadable")
+        return None

@@ -213,7 +213,7 @@ def test_a_wrong_file_is_named_with_its_line(host: Host, tmp_path: Path) -> None
     for words in (["apply", str(file)], ["policy", "check", str(file)]):
         result = host.run(*words)
         assert result.exit_code == 1
-        assert re.search(r"bad\.yaml:4: .*colour", result.stderr)
+        assert re.search(r"bad\.yaml:4:\d+: .*colour", result.stderr)
     assert host.run("apply", str(tmp_path / "none.yaml")).exit_code == 1
 
 
