@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 
-from gateway.approvals import exchanges, lifecycle, views
+from gateway.approvals import exchanges, lifecycle, standing, views
 from gateway.approvals.decisions import Approvals, subject
 from gateway.approvals.kept import Kept
+from gateway.approvals.standing import Fallen
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
@@ -24,6 +25,7 @@ from gateway.exchange.messages import Answer, Call, Json, ServerFacts
 from gateway.policy.evaluation import CallFacts, Ruling, evaluate
 from gateway.policy.risk import RiskSignal, signals
 from gateway.policy.rules import Effect, Policy
+from gateway.registry.pauses import PauseView
 from gateway.store.ids import new_id
 from gateway.store.tables import ApprovalRequest, ToolDefinition
 from gateway.telemetry import decisions_total
@@ -40,6 +42,7 @@ class Rules:
     policy_digest: str
     strict: Mapping[str, frozenset[str] | None]
     expires: timedelta
+    pauses: Sequence[PauseView] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Round:
     """The calls of a round that ended, and the servers behind their labels.
 
     `approvals` maps Azure's request ids to our approval ids so far. `saved` holds what resumes
-    the exchange; it is None when the exchange ends and leaves the calls open.
+    the exchange; it is None when the exchange ends and leaves the calls open. `fallen` are, by
+    Azure's request id, earlier approvals of these calls that do not stand any more.
     """
 
     kept: Kept
@@ -55,6 +59,7 @@ class Round:
     servers: Mapping[str, ServerFacts]
     approvals: Mapping[str, str]
     saved: Json | None
+    fallen: Mapping[str, Fallen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class _Ruled:
     ruling: Ruling
     risks: tuple[RiskSignal, ...]
     definition: ToolDefinition | None
+    fallen: Fallen | None = None
 
 
 async def open_hold(
@@ -86,6 +92,9 @@ async def open_hold(
     async with context.ledger.transaction() as tx:
         ruled = [await _rule(tx, ended, call, rules, now) for call in ended.calls]
         opened = [_open(tx, context, kept, item, rules, now) for item in ruled]
+        for item in opened:
+            if (fallen := ended.fallen.get(item.call.request_id)) is not None:
+                await standing.supersede(tx, fallen, item.approval_id, now)
         ids = {**ended.approvals, **{item.call.request_id: item.approval_id for item in opened}}
         if ended.saved is not None:
             await exchanges.save(tx, context.envelope, kept, ended.saved, ids)
@@ -97,8 +106,11 @@ async def open_hold(
 
 
 async def _rule(tx: Transaction, ended: Round, call: Call, rules: Rules, now: datetime) -> _Ruled:
-    kept = ended.kept
+    kept, fallen = ended.kept, ended.fallen.get(call.request_id)
     server = ended.servers.get(call.server_label)
+    if fallen is not None and fallen.refusal is not None:
+        server = server or ServerFacts("", call.server_label, "")
+        return _Ruled(call, server, Ruling(Effect.DENY, None, fallen.refusal), (), None, fallen)
     if server is None:
         # Azure asks for a call on a server that was not in the request: nobody can approve that.
         server = ServerFacts("", call.server_label, "")
@@ -116,7 +128,12 @@ async def _rule(tx: Transaction, ended: Round, call: Call, rules: Rules, now: da
     ruling = evaluate(rules.policy, facts, now)
     if ruling.effect is Effect.ALLOW:
         ruling = _stricter(ruling, call, definition, rules)
-    return _Ruled(call, server, ruling, (*_changed(definition), *signals(facts)), definition)
+    if ruling.effect is Effect.ALLOW and any(
+        pause.covers(kept.app_name, server.label) for pause in rules.pauses
+    ):
+        ruling = Ruling(Effect.HOLD, ruling.rule, "A pause is in force: a rule alone lets no call.")
+    risks = (*_changed(definition), *signals(facts))
+    return _Ruled(call, server, ruling, risks, definition, fallen)
 
 
 def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
@@ -170,7 +187,7 @@ def _open(
         decisions_total.labels(by="policy", outcome=settled).inc()
         tx.record(decided)
     tx.session.add(row)
-    answer = lifecycle.answer(row.state, None)
+    answer = lifecycle.answer(row.state, item.fallen.refusal if item.fallen else None)
     return Opened(row.id, call, answer)
 
 
@@ -235,7 +252,21 @@ def _row(
         always_ask=item.ruling.always_ask,
         undo_seconds=item.ruling.undo_seconds,
         execution_seconds=_seconds(item.ruling.execution_expires),
+        **_anew(context, kept, approval_id, item.fallen),
     )
+
+
+def _anew(
+    context: Approvals, kept: Kept, approval_id: str, fallen: Fallen | None
+) -> dict[str, Any]:
+    """What a request that asks anew says of the one before, and the model of a refusal."""
+    if fallen is None:
+        return {}
+    reason = None
+    if fallen.refusal is not None:
+        sentence = fallen.refusal.encode()
+        reason = context.envelope.seal(kept.data_key, kept.id, f"reason:{approval_id}", sentence)
+    return {"supersedes": fallen.approval_id, "reason": reason}
 
 
 def _seconds(length: timedelta | None) -> int | None:

@@ -141,10 +141,15 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
                 ApprovalRequest.round == exchange.rounds - 1,
             )
         )
-        rows = found.all()
-    opener = Opener(envelope, exchange_id, exchange.data_key)
+        rows = [await _standing(session, row) for row in found.all()]
+        keys = {exchange_id: exchange.data_key}
+        for row in rows:
+            if row.exchange_id not in keys:
+                other = await session.get_one(Exchange, row.exchange_id)
+                keys[other.id] = other.data_key
     calls = []
-    for row in rows:
+    for row in {row.id: row for row in rows}.values():
+        opener = Opener(envelope, row.exchange_id, keys[row.exchange_id])
         answer = lifecycle.answer(row.state, opener.text(f"reason:{row.id}", row.reason))
         if answer is not None and answer.approve and row.execution != "not_sent":
             answer = Answer(approve=False, reason="This call has already been carried out.")
@@ -155,6 +160,13 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
         call = Call(row.upstream_id, payload["label"], row.tool, payload["arguments"], row.round)
         calls.append(LeftOpen(row.id, call, answer))
     return calls
+
+
+async def _standing(session: AsyncSession, row: ApprovalRequest) -> ApprovalRequest:
+    """The request that asks for the call now: the last of those that superseded one another."""
+    while row.superseded_by is not None:
+        row = await session.get_one(ApprovalRequest, row.superseded_by)
+    return row
 
 
 async def wait(context: Approvals, approval_id: str, seconds: float) -> ApprovalView:

@@ -106,10 +106,8 @@ class Exchange:
                 return self._rejected(event)
             case Broken():
                 return self._broken(event)
-            case Decided():
+            case Decided() | Reopened():
                 return self._decided(event)
-            case Reopened():
-                return self._reopened(event)
             case Cancelled():
                 return self._cancelled(event)
             case _:
@@ -136,7 +134,9 @@ class Exchange:
             return [Hold((), awaited)]
         return [self._forward()]
 
-    def _decided(self, event: Decided) -> list[Command]:
+    def _decided(self, event: Decided | Reopened) -> list[Command]:
+        if isinstance(event, Reopened):
+            return self._reopened(event)
         self._must_be("holding")
         if self.answers.get(event.request_id, event.answer) is not None:
             # Unknown here, or decided before: the first decision stands.

@@ -443,6 +443,7 @@ class ApprovalRequest(SQLModel, table=True):
     # What was decided did not hold any more when it was to be released: the request that asks anew.
     superseded_by: str | None = None
     supersedes: str | None = None
+    released_by: str | None = None  # the exchange that sent it; another one where it was left open
     credential: str | None = None  # reference and version that went along, never a value
     reason: bytes | None = _sealed(nullable=True)  # what the model is told on a denial
     execution: str = "not_sent"  # not_sent | sending | executed | failed | unknown
