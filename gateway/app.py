@@ -22,13 +22,14 @@ from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.audit.signing import load_signer
 from gateway.config import Settings
-from gateway.jobs import Jobs
+from gateway.jobs import Jobs, repeat
 from gateway.proxy.azure import Azure, Upstream
 from gateway.proxy.clients import Limits
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
 from gateway.proxy.driver import Tools
+from gateway.proxy.evidence import Gathering
 from gateway.proxy.files import Files
 from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.guard import Guard
@@ -190,6 +191,8 @@ async def _running(
                 # Before the first request: what is unfinished now is not of this process.
                 await recovery.run()
             others.append(group.create_task(Jobs(services).run(), name="jobs"))
+            look = Gathering(services.approvals, azure, services.clock).once
+            others.append(group.create_task(repeat("evidence.gather", look), name="evidence"))
             try:
                 yield
             finally:

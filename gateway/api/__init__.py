@@ -11,7 +11,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
-from gateway.api import approvals, apps, audit, people, policies, problems, servers
+from gateway.api import alarms, approvals, apps, audit, people, policies, problems, servers
 from gateway.api.guard import Guard
 from gateway.services import Services
 
@@ -51,6 +51,7 @@ def routers() -> tuple[APIRouter, ...]:
         policies.router,
         people.router,
         audit.router,
+        alarms.router,
     )
 
 

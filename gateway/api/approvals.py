@@ -12,12 +12,14 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.access import After, House, Limit, may
-from gateway.approvals import history, review
+from gateway.approvals import history, review, settlement
 from gateway.approvals.review import Approvals, Reviewer, Submission
+from gateway.approvals.settlement import Settling
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 
 State = Literal["pending", "approved", "denied", "expired", "cancelled"]
+Execution = Literal["not_sent", "sending", "executed", "failed", "unknown"]
 
 
 class ServerOut(BaseModel):
@@ -84,7 +86,7 @@ class ApprovalOut(BaseModel):
     deadline: datetime
     reviews: list[ReviewOut]
     decision: DecisionOut | None
-    execution: Literal["not_sent", "sending", "executed", "failed", "unknown"]
+    execution: Execution
 
 
 class ApprovalPage(BaseModel):
@@ -92,6 +94,14 @@ class ApprovalPage(BaseModel):
 
     items: list[ApprovalOut]
     next: str | None
+
+
+class SettlementIn(BaseModel):
+    """What became of a call whose outcome was unknown, and how you know."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    outcome: Literal["executed", "not_executed"]
+    reason: str = Field(min_length=1, max_length=2000)
 
 
 class ExchangeOut(BaseModel):
@@ -130,6 +140,7 @@ class Filters(BaseModel):
     app: str | None = Field(None, max_length=200)
     server: str | None = Field(None, max_length=200)
     tool: str | None = Field(None, max_length=200)
+    execution: Execution | None = None
     after: str | None = Field(None, max_length=200, description="`next` of the previous page.")
     limit: int = Field(50, ge=1, le=200)
 
@@ -168,6 +179,14 @@ async def submit_review(house: House, who: Decider, approval_id: str, body: Revi
         note=body.note,
     )
     view = await review.review(_approvals(house), _reviewer(who), submission, now=house.clock())
+    return view.document()
+
+
+@router.post("/approval-requests/{approval_id}/settlement", response_model=ApprovalOut)
+async def settle_outcome(house: House, who: Decider, approval_id: str, body: SettlementIn) -> Any:
+    """Say what became of a call of unknown outcome. 409 when that is known or settled."""
+    settling = Settling(approval_id, body.outcome, body.reason)
+    view = await settlement.settle(_approvals(house), _reviewer(who), settling, now=house.clock())
     return view.document()
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.approvals import exchanges, lifecycle, shadows, views
+from gateway.approvals import exchanges, lifecycle, shadows, standing, views
 from gateway.approvals.decisions import Approvals, subject
 from gateway.approvals.kept import Kept
+from gateway.approvals.standing import Fallen
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
@@ -25,6 +26,7 @@ from gateway.exchange.messages import Answer, Call, Json, ServerFacts
 from gateway.policy.evaluation import CallFacts, Ruling
 from gateway.policy.risk import RiskSignal
 from gateway.policy.rules import Effect, Policy
+from gateway.registry.pauses import PauseView
 from gateway.store.ids import new_id
 from gateway.store.tables import ApprovalRequest, ToolDefinition
 from gateway.telemetry import decisions_total
@@ -43,6 +45,7 @@ class Rules:
     strict: Mapping[str, frozenset[str] | None]
     expires: timedelta
     shadow: Policy | None = None
+    pauses: Sequence[PauseView] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Round:
     """The calls of a round that ended, and the servers behind their labels.
 
     `approvals` maps Azure's request ids to our approval ids so far. `saved` holds what resumes
-    the exchange; it is None when the exchange ends and leaves the calls open.
+    the exchange; it is None when the exchange ends and leaves the calls open. `fallen` are, by
+    Azure's request id, earlier approvals of these calls that do not stand any more.
     """
 
     kept: Kept
@@ -58,6 +62,7 @@ class Round:
     servers: Mapping[str, ServerFacts]
     approvals: Mapping[str, str]
     saved: Json | None
+    fallen: Mapping[str, Fallen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,20 +76,24 @@ class Opened:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A call with what is known of it; `server` without an id is not part of the request."""
+    """A call with what is known of it; `server` without an id is not part of the request.
+
+    `fallen` is an earlier approval of the call that does not stand any more.
+    """
 
     call: Call
     server: ServerFacts
     definition: ToolDefinition | None
+    fallen: Fallen | None
 
 
 @dataclass(frozen=True)
 class _Ruled:
-    call: Call
-    server: ServerFacts
+    """What is to happen to a call."""
+
+    asked: _Asked
     ruling: Ruling
     risks: tuple[RiskSignal, ...]
-    definition: ToolDefinition | None
     shadow: Ruling | None = None
 
 
@@ -100,6 +109,9 @@ async def open_hold(
     ruled = await _rule_all(context, ended, rules, now)
     async with context.ledger.transaction() as tx:
         opened = [_open(tx, context, kept, item, rules, now) for item in ruled]
+        for item in opened:
+            if (fallen := ended.fallen.get(item.call.request_id)) is not None:
+                await standing.supersede(tx, fallen, item.approval_id, now)
         ids = {**ended.approvals, **{item.call.request_id: item.approval_id for item in opened}}
         if ended.saved is not None:
             await exchanges.save(tx, context.envelope, kept, ended.saved, ids)
@@ -117,21 +129,20 @@ async def _rule_all(context: Approvals, ended: Round, rules: Rules, now: datetim
 
 
 async def _look_up(session: AsyncSession, ended: Round, call: Call) -> _Asked:
+    fallen = ended.fallen.get(call.request_id)
     server = ended.servers.get(call.server_label)
     if server is None:
-        return _Asked(call, ServerFacts("", call.server_label, ""), None)
+        return _Asked(call, ServerFacts("", call.server_label, ""), None, fallen)
     definition = await session.get(ToolDefinition, (server.id, call.tool))
-    return _Asked(call, server, definition)
+    return _Asked(call, server, definition, fallen)
 
 
 async def _rule(
     context: Approvals, kept: Kept, asked: _Asked, rules: Rules, now: datetime
 ) -> _Ruled:
     call, server, definition = asked.call, asked.server, asked.definition
-    if not server.id:
-        # Azure asks for a call on a server that was not in the request: nobody can approve that.
-        ruling = Ruling(Effect.DENY, None, "The server is not part of the request.")
-        return _Ruled(call, server, ruling, (), None)
+    if (refusal := _refusal(asked)) is not None:
+        return _Ruled(asked, Ruling(Effect.DENY, None, refusal), ())
     facts = CallFacts(
         app=kept.app_name,
         server=server.label,
@@ -143,10 +154,18 @@ async def _rule(
     assessment = await context.rulings.assess(rules.policy, facts, now)
     ruling = assessment.ruling
     if ruling.effect is Effect.ALLOW:
-        ruling = _stricter(ruling, call, definition, rules)
+        ruling = _stricter(ruling, kept, asked, rules)
     risks = (*_changed(definition), *assessment.signals)
     shadow = await shadows.ruling(context.rulings, rules.shadow, facts, now)
-    return _Ruled(call, server, ruling, risks, definition, shadow)
+    return _Ruled(asked, ruling, risks, shadow)
+
+
+def _refusal(asked: _Asked) -> str | None:
+    """Why nobody can approve the call, whatever the rules say."""
+    if asked.fallen is not None and asked.fallen.refusal is not None:
+        return asked.fallen.refusal
+    # Azure asks for a call on a server that was not in the request.
+    return None if asked.server.id else "The server is not part of the request."
 
 
 def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
@@ -156,21 +175,22 @@ def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
     return (RiskSignal("definition_changed", sentence),)
 
 
-def _stricter(
-    ruling: Ruling, call: Call, definition: ToolDefinition | None, rules: Rules
-) -> Ruling:
-    wanted = rules.strict.get(call.server_label, frozenset())
-    if wanted is None or call.tool in wanted:
+def _stricter(ruling: Ruling, kept: Kept, asked: _Asked, rules: Rules) -> Ruling:
+    """What a rule allows, held where something else wants people to be asked."""
+    wanted = rules.strict.get(asked.call.server_label, frozenset())
+    if wanted is None or asked.call.tool in wanted:
         return Ruling(Effect.HOLD, ruling.rule, "The app itself asks for approval of this call.")
-    for signal in _changed(definition):
+    for signal in _changed(asked.definition):
         return Ruling(Effect.HOLD, ruling.rule, signal.sentence)
+    if any(pause.covers(kept.app_name, asked.server.label) for pause in rules.pauses):
+        return Ruling(Effect.HOLD, ruling.rule, "A pause is in force: a rule alone lets no call.")
     return ruling
 
 
 def _open(
     tx: Transaction, context: Approvals, kept: Kept, item: _Ruled, rules: Rules, now: datetime
 ) -> Opened:
-    call, ruling = item.call, item.ruling
+    call, ruling = item.asked.call, item.ruling
     nonce = secrets.token_bytes(32)
     row = _row(context, kept, item, rules, nonce, now)
     commitment = {
@@ -202,7 +222,7 @@ def _open(
         decisions_total.labels(by="policy", outcome=settled).inc()
         tx.record(decided)
     tx.session.add(row)
-    answer = lifecycle.answer(row.state, None)
+    answer = lifecycle.answer(row.state, item.asked.fallen.refusal if item.asked.fallen else None)
     return Opened(row.id, call, answer)
 
 
@@ -220,7 +240,7 @@ def _row(
     context: Approvals, kept: Kept, item: _Ruled, rules: Rules, nonce: bytes, now: datetime
 ) -> ApprovalRequest:
     approval_id = new_id("apr", now)
-    call, server, definition = item.call, item.server, item.definition
+    call, server, definition = item.asked.call, item.asked.server, item.asked.definition
     definition_digest = definition.listed_digest if definition else None
     digest = views.digest(
         views.Subject(
@@ -267,7 +287,21 @@ def _row(
         always_ask=item.ruling.always_ask,
         undo_seconds=item.ruling.undo_seconds,
         execution_seconds=_seconds(item.ruling.execution_expires),
+        **_anew(context, kept, approval_id, item.asked.fallen),
     )
+
+
+def _anew(
+    context: Approvals, kept: Kept, approval_id: str, fallen: Fallen | None
+) -> dict[str, Any]:
+    """What a request that asks anew says of the one before, and the model of a refusal."""
+    if fallen is None:
+        return {}
+    reason = None
+    if fallen.refusal is not None:
+        sentence = fallen.refusal.encode()
+        reason = context.envelope.seal(kept.data_key, kept.id, f"reason:{approval_id}", sentence)
+    return {"supersedes": fallen.approval_id, "reason": reason}
 
 
 def _seconds(length: timedelta | None) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import exists
+from sqlalchemy import exists, func
 from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -21,7 +21,7 @@ from gateway.errors import NotFound, Refused
 from gateway.exchange.messages import Answer, Call
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.tables import App, ApprovalRequest, AuditRecord, Exchange, Review
+from gateway.store.tables import App, ApprovalRequest, AuditRecord, Evidence, Exchange, Review
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Query:
     app: str | None = None
     server: str | None = None
     tool: str | None = None
+    execution: str | None = None
     after: str | None = None
     limit: int = 50
 
@@ -56,6 +57,7 @@ async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[App
         (ApprovalRequest.app_name, query.app),
         (ApprovalRequest.server_label, query.server),
         (ApprovalRequest.tool, query.tool),
+        (ApprovalRequest.execution, query.execution),
     ):
         if value:
             statement = statement.where(col(column) == value)
@@ -125,6 +127,17 @@ async def answers(
     return given
 
 
+async def unclear(db: Database) -> int:
+    """How many calls there are whose outcome is unknown."""
+    async with db.reading() as session:
+        found = await session.exec(
+            select(func.count())
+            .select_from(ApprovalRequest)
+            .where(ApprovalRequest.execution == "unknown")
+        )
+        return found.one()
+
+
 async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[LeftOpen]:
     """The calls of the exchange's last round, if it ended without telling Azure about them.
 
@@ -141,10 +154,15 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
                 ApprovalRequest.round == exchange.rounds - 1,
             )
         )
-        rows = found.all()
-    opener = Opener(envelope, exchange_id, exchange.data_key)
+        rows = [await _standing(session, row) for row in found.all()]
+        keys = {exchange_id: exchange.data_key}
+        for row in rows:
+            if row.exchange_id not in keys:
+                other = await session.get_one(Exchange, row.exchange_id)
+                keys[other.id] = other.data_key
     calls = []
-    for row in rows:
+    for row in {row.id: row for row in rows}.values():
+        opener = Opener(envelope, row.exchange_id, keys[row.exchange_id])
         answer = lifecycle.answer(row.state, opener.text(f"reason:{row.id}", row.reason))
         if answer is not None and answer.approve and row.execution != "not_sent":
             answer = Answer(approve=False, reason="This call has already been carried out.")
@@ -155,6 +173,13 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
         call = Call(row.upstream_id, payload["label"], row.tool, payload["arguments"], row.round)
         calls.append(LeftOpen(row.id, call, answer))
     return calls
+
+
+async def _standing(session: AsyncSession, row: ApprovalRequest) -> ApprovalRequest:
+    """The request that asks for the call now: the last of those that superseded one another."""
+    while row.superseded_by is not None:
+        row = await session.get_one(ApprovalRequest, row.superseded_by)
+    return row
 
 
 async def wait(context: Approvals, approval_id: str, seconds: float) -> ApprovalView:
@@ -209,6 +234,7 @@ async def _views(
             )
         ).all()
     )
+    evidence = await _evidence(session, rows)
     return [
         _view(
             row,
@@ -218,9 +244,28 @@ async def _views(
             views.RecordIndexes(
                 indexes.get(row.record_id), indexes.get(row.decision_record_id or "")
             ),
+            evidence.get(row.id, ()),
         )
         for row in rows
     ]
+
+
+async def _evidence(
+    session: AsyncSession, rows: Sequence[ApprovalRequest]
+) -> dict[str, tuple[views.EvidenceView, ...]]:
+    unclear = [row.id for row in rows if row.execution == "unknown" or row.settlement]
+    if not unclear:
+        return {}
+    found = await session.exec(
+        select(Evidence)
+        .where(col(Evidence.approval_id).in_(unclear))
+        .order_by(col(Evidence.gathered_at), col(Evidence.id))
+    )
+    seen: dict[str, tuple[views.EvidenceView, ...]] = {}
+    for row in found:
+        view = views.EvidenceView(row.finding, row.where, row.arguments_match, row.gathered_at)
+        seen[row.approval_id] = (*seen.get(row.approval_id, ()), view)
+    return seen
 
 
 @dataclass(frozen=True)
@@ -249,6 +294,7 @@ def _view(
     reviews: Sequence[Review],
     owner: str | None,
     indexes: views.RecordIndexes,
+    evidence: tuple[views.EvidenceView, ...],
 ) -> ApprovalView:
     decision = None
     if row.decided_at is not None:
@@ -299,4 +345,16 @@ def _view(
         round=row.round,
         record=indexes,
         owner=owner,
+        superseded_by=row.superseded_by,
+        supersedes=row.supersedes,
+        credential=row.credential,
+        settlement=_settlement(row, opener),
+        evidence=evidence,
     )
+
+
+def _settlement(row: ApprovalRequest, opener: Opener) -> views.SettlementView | None:
+    if row.settlement is None or row.settled_at is None:
+        return None
+    reason = opener.text(f"settlement:{row.id}", row.settlement_reason)
+    return views.SettlementView(row.settlement, row.settled_by or "", row.settled_at, reason)

@@ -60,6 +60,26 @@ class DecisionView:
 
 
 @dataclass(frozen=True)
+class SettlementView:
+    """What a person said became of a call: executed | not_executed; `reason` is for people here."""
+
+    outcome: str
+    by: str
+    at: datetime
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class EvidenceView:
+    """What was found out without a person: executed, failed, absent or unavailable, and where."""
+
+    finding: str
+    where: str
+    arguments_match: bool | None
+    at: datetime
+
+
+@dataclass(frozen=True)
 class RecordIndexes:
     """Where the ledger says so; None while the record has no place in the tree yet."""
 
@@ -99,6 +119,11 @@ class ApprovalView:
     round: int
     record: RecordIndexes
     owner: str | None = None
+    superseded_by: str | None = None
+    supersedes: str | None = None
+    credential: str | None = None
+    settlement: SettlementView | None = None
+    evidence: tuple[EvidenceView, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """JSON-ready; times are RFC 3339 in UTC."""

@@ -38,6 +38,7 @@ class Story:
     reviews: dict[str, str] = field(default_factory=dict)
     decision: tuple[str, str] | None = None
     released: dict[object, str] = field(default_factory=dict)  # fence → outcome, "" while open
+    superseded: bool = False
     differs: int | None = None  # the record that shows another execution than approved
     alarmed: bool = False
 
@@ -56,6 +57,7 @@ class Grammar:
             "approval.requested": self._requested,
             "approval.reviewed": self._reviewed,
             "approval.decided": self._decided,
+            "approval.superseded": self._superseded,
             "release.sending": self._released,
             "execution.observed": self._executed,
             "execution.mismatch": self._mismatch,
@@ -158,8 +160,22 @@ class Grammar:
         if story is not None:
             if any(outcome != "not_sent" for outcome in story.released.values()):
                 yield "released twice", f"{name} was released before"
+            if story.superseded:
+                yield "released after superseded", f"{name} was superseded before"
             yield from _same(story, record)
             story.released[record["fence"]] = ""
+
+    def _superseded(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        name, story = self._story(record)
+        if story is None:
+            yield "superseded without approval", f"{name} was never requested"
+            return
+        if story.superseded or story.decision is None or story.decision[0] != "approve":
+            yield "superseded without approval", f"{name} had no approval that stood"
+        if any(outcome != "not_sent" for outcome in story.released.values()):
+            yield "superseded after release", f"{name} was released before"
+        yield from _same(story, record)
+        story.superseded = True
 
     def _executed(self, index: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name, story = self._story(record)

@@ -36,10 +36,11 @@ KINDS = frozenset(
     """
     alarm.closed alarm.raised
     app.changed app.created app.removed app_key.created app_key.revoked approval.decided
-    approval.requested approval.reviewed call.ruled call.shadowed config.applied credential.written
-    exchange.finished exchange.opened execution.mismatch execution.observed export.made
-    group.changed ledger.heartbeat ledger.started link.created payload.read policy.activated
-    policy.saved policy.shadow_begun policy.shadow_ended
+    approval.requested approval.reviewed approval.superseded call.ruled call.shadowed config.applied
+    credential.written exchange.finished exchange.opened execution.evidence execution.mismatch
+    execution.observed export.made group.changed ledger.heartbeat ledger.started link.created
+    pause.begun pause.ended payload.read policy.activated policy.saved policy.shadow_begun
+    policy.shadow_ended
     release.sending request.completed security.overridden security.refused server.changed
     server.registered server.removed token.created token.revoked tooldef.accepted
     tooldef.changed tooldef.pinned user.changed user.created user.signed_in user.signed_out
@@ -276,7 +277,9 @@ def differ(facts: Facts, asked: Facts) -> bool:
 class Story:
     """What the records have told of one approval request; steps yield what cannot have happened."""
 
-    __slots__ = "alarmed asked askers decision differs fences first quorum ruling verdicts".split()
+    __slots__ = (
+        "alarmed asked askers decision differs fences first over quorum ruling verdicts".split()
+    )
 
     def __init__(self) -> None:
         self.ruling: tuple[str, str | None, Facts | None] = ("", None, None)  # effect, policy
@@ -287,6 +290,7 @@ class Story:
         self.verdicts: dict[str, str] = {}
         self.decision = ""
         self.fences: dict[Any, str] = {}  # outcome by fence, "" while it is open
+        self.over = False  # superseded: it may not be released any more
         self.differs = -1
         self.alarmed = False
 
@@ -361,7 +365,18 @@ class Story:
             yield "was released without an approving decision"
         if any(outcome != "not_sent" for outcome in self.fences.values()):
             yield "was released twice"
+        if self.over:
+            yield "was released although it was superseded"
         self.fences[record["fence"]] = ""
+
+    def supersede(self, _: int, record: dict[str, Any]) -> Iterator[str]:
+        """An approval does not stand any more, and was not sent."""
+        yield from self.same(record)
+        if self.decision != "approve" or self.over:
+            yield "was superseded without an approval that stood"
+        if any(outcome != "not_sent" for outcome in self.fences.values()):
+            yield "was superseded after it was released"
+        self.over = True
 
     def observe(self, index: int, record: dict[str, Any]) -> Iterator[str]:
         """What became of it: one outcome for one release, and what was approved."""
@@ -391,6 +406,7 @@ STEPS = {
     "approval.requested": Story.request,
     "approval.reviewed": Story.review,
     "approval.decided": Story.decide,
+    "approval.superseded": Story.supersede,
     "release.sending": Story.release,
     "execution.observed": Story.observe,
     "execution.mismatch": Story.alarm,

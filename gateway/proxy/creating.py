@@ -17,7 +17,7 @@ import orjson
 
 from gateway.approvals import exchanges, items, reading
 from gateway.approvals.exchanges import Opening
-from gateway.errors import Refused
+from gateway.errors import NotAllowed, Refused
 from gateway.exchange.document import parse
 from gateway.exchange.enforcement import Enforced, enforce
 from gateway.exchange.inspection import Findings, inspect
@@ -26,9 +26,10 @@ from gateway.exchange.messages import Around, Bypass, Carried, Json, Plan
 from gateway.exchange.rehydration import rehydrate, unanswered
 from gateway.exchange.resume import as_items
 from gateway.proxy import clients, ownership
+from gateway.proxy.assignment import Assignment, saved_document
 from gateway.proxy.azure import Wire
 from gateway.proxy.clients import Limits
-from gateway.proxy.driver import Assignment, Driver, Tools, saved_document
+from gateway.proxy.driver import Driver, Tools
 from gateway.proxy.http import Call
 from gateway.proxy.live import Hub, Live
 from gateway.proxy.passing import Passing
@@ -185,7 +186,18 @@ class Creation:
                 twin = self.hub.twin(app.id, digest, is_retry=is_retry)
             return twin or await self._open(request, plan, _opening(request, digest, key))
 
+    def _refuse_paused(self, plan: Plan, opening: Opening) -> None:
+        """What goes on already goes on; nothing new that may call a server begins."""
+        pause = self.tools.directory.view.app_paused(opening.app_name)
+        if pause is not None and (plan.bindings or plan.carried):
+            raise NotAllowed(
+                "Requests with MCP tools are paused for this app; whoever runs the gateway can "
+                "say why and for how long.",
+                code="app_paused",
+            )
+
     async def _open(self, request: _Request, plan: Plan, opening: Opening) -> Live:
+        self._refuse_paused(plan, opening)
         tools, exchange = self.tools, Exchange(plan)
         assignment = Assignment(
             request.wire,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_never
@@ -18,6 +19,8 @@ from gateway.approvals import decisions, exchanges, holding, reading, release
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.exchanges import Ending
 from gateway.approvals.kept import Kept
+from gateway.approvals.release import Fell, Sending
+from gateway.approvals.standing import Fallen, Waits
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import (
@@ -36,15 +39,20 @@ from gateway.exchange.messages import (
     Listed,
     Mismatch,
     Observed,
+    Reopened,
     ServerFacts,
     Started,
     Turn,
 )
-from gateway.proxy.azure import Azure, Wire
+from gateway.proxy.assignment import Assignment, saved_document
+from gateway.proxy.azure import Azure
 from gateway.proxy.live import Live
 from gateway.registry import tools as tool_definitions
 from gateway.registry.directory import Directory
 from gateway.telemetry import Clock, holds_open, log
+
+#: Seconds between looks at whether a pause is over.
+_GLANCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,52 +66,6 @@ class Tools:
     approval_expires: timedelta
     grace: timedelta
     keepalive: timedelta
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What one driver needs beside the machine; saved with a waiting exchange.
-
-    `strict` maps a server label to the tools the app itself wants asked for (None: all).
-    `keepalive`: whether typed keepalive events may be sent while holding.
-    """
-
-    wire: Wire
-    strict: Mapping[str, frozenset[str] | None]
-    keepalive: bool
-
-    def document(self) -> Json:
-        """Plain JSON."""
-        strict = {label: None if names is None else sorted(names) for label, names in
-                  self.strict.items()}  # fmt: skip
-        return {"wire": self.wire.document(), "strict": strict, "keepalive": self.keepalive}
-
-    @classmethod
-    def restore(cls, document: Json) -> Assignment:
-        """What `document` wrote."""
-        return cls(
-            Wire(document["wire"]["headers"], document["wire"]["query"]),
-            {
-                label: None if names is None else frozenset(names)
-                for label, names in document["strict"].items()
-            },
-            document["keepalive"],
-        )
-
-
-def saved_document(
-    exchange: Exchange,
-    assignment: Assignment,
-    approvals: Mapping[str, str],
-    frames: list[str] | None = None,
-) -> Json:
-    """An exchange as it is kept, for this process or the next one to go on with."""
-    return {
-        "machine": exchange.snapshot(),
-        "forward": assignment.document(),
-        "approvals": dict(approvals),
-        "frames": frames,
-    }
 
 
 class Driver:
@@ -140,7 +102,10 @@ class Driver:
 
     async def resume(self) -> None:
         """Go on with an exchange that was saved while it waited."""
-        await self._run([Hold((), tuple(self._exchange.answers))])
+        if self._exchange.state == "forwarding":  # for the end of a pause, all of it decided
+            await self._run(self._exchange.receive(Reopened()))
+        else:
+            await self._run([Hold((), tuple(self._exchange.answers))])
 
     async def follow(self, response_id: str) -> None:
         """Go on with a first round that runs at Azure in the background, from its first frame."""
@@ -228,7 +193,7 @@ class Driver:
     async def _mismatch(self, mismatch: Mismatch) -> None:
         log.error("execution.mismatch", exchange=self._kept.id, why=mismatch.why)
         approval_id = self._approvals.get(mismatch.request_id or "")
-        await release.alarm(
+        await release.mismatch(
             self._context, self._kept, mismatch, approval_id, now=self._tools.clock()
         )
 
@@ -244,10 +209,14 @@ class Driver:
 
     async def _forward(self, turn: Forward) -> Turn:
         try:
-            await self._claim(turn)
+            instead = await self._claim(turn)
         except GatepassError as error:
+            if self._exchange.state != "forwarding":
+                raise
             broken = Broken(error.message, sent=False, code=error.code, status=error.status)
             return await self._carry_out(self._exchange.receive(broken))
+        if instead is not None:
+            return instead
         azure, wire = self._tools.azure, self._assignment.wire
         following, self._following = self._following, None
         heard = self._live.hear
@@ -264,40 +233,86 @@ class Driver:
         broken = Broken("Azure's answer ended without an end.", sent=True)
         return await self._carry_out(self._exchange.receive(broken))
 
-    async def _claim(self, turn: Forward) -> None:
-        """Mark what is about to be sent. A first round without answers needs no mark."""
+    async def _claim(self, turn: Forward) -> Turn | None:
+        """Mark what is about to be sent; else what comes instead. A first round without answers
+        needs no mark.
+        """
         released = [self._approvals[name] for name in turn.releases]
         denied = [self._approvals[name] for name in turn.denials]
         if not released and not denied:
-            return
+            return None
         if self._kept.state == "forwarding":
             await self._save()
-        self._live.receipt = await release.begin_sending(
-            self._context, self._kept, released, denied, now=self._tools.clock()
-        )
-        self._sending = set(released)
+        sending = Sending(released, denied)
+        while isinstance(claim := await self._begin(sending), Waits):
+            if (reason := await self._sit_out(claim)) is not None:
+                return await self._carry_out(self._exchange.receive(Cancelled(reason)))
+        if isinstance(claim, Fell):
+            return await self._ask_anew(claim.fallen)
+        self._live.receipt, self._sending = claim.receipt, set(released)
+        return None
+
+    async def _begin(self, sending: Sending) -> release.Claim:
+        now, directory = self._tools.clock(), self._tools.directory
+        return await release.begin_sending(self._context, self._kept, sending, directory, now=now)
+
+    async def _sit_out(self, waits: Waits) -> str | None:
+        """Until the pause or the time is over; why nobody wants it any more, if so."""
+        tools = self._tools
+        with self._held():
+            while waits.pause in tools.directory.view.pauses and tools.clock() < waits.until:
+                if (reason := self._unwanted()) is not None:
+                    return reason
+                await self._pause([], most=_GLANCE)
+        return None
+
+    async def _ask_anew(self, fallen: Sequence[Fallen]) -> Turn:
+        """Nothing was sent; what does not stand any more is ruled on under what is in force now."""
+        theirs = {ours: name for name, ours in self._approvals.items()}
+        named = {theirs[item.approval_id]: item for item in fallen}
+        await self._carry_out_some(self._exchange.receive(Reopened(tuple(named))))
+        calls = tuple(self._exchange.calls[name] for name in named)
+        turn = await self._take(await self._open(calls, fallen=named))
+        return turn or Hold((), tuple(named))
 
     async def _hold(self, turn: Hold) -> Turn:
         next_turn: Turn | None = None
         if turn.open:
-            opened = await self._open(turn.open)
-            for item in opened:
-                if item.answer is not None:
-                    next_turn = await self._feed(Decided(item.call.request_id, item.answer))
+            next_turn = await self._take(await self._open(turn.open))
         elif self._kept.state == "forwarding":
             await self._save()
         if next_turn is not None:
             return next_turn
+        with self._held():
+            return await self._wait()
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """While nothing but people can bring it forward."""
         holds_open.inc()
         self._sign_of_life = asyncio.get_running_loop().time()
         self._live.hold(self._sign_of_life)
         try:
-            return await self._wait()
+            yield
         finally:
             self._live.hold(None)
             holds_open.dec()
 
-    async def _open(self, calls: tuple[Call, ...], *, waits: bool = True) -> list[holding.Opened]:
+    async def _take(self, opened: Sequence[holding.Opened]) -> Turn | None:
+        """Tell the machine what policy has settled at once."""
+        turn: Turn | None = None
+        for item in opened:
+            if item.answer is not None:
+                turn = await self._feed(Decided(item.call.request_id, item.answer))
+        return turn
+
+    async def _open(
+        self,
+        calls: tuple[Call, ...],
+        *,
+        waits: bool = True,
+        fallen: Mapping[str, Fallen] | None = None,
+    ) -> list[holding.Opened]:
         view = self._tools.directory.view
         opened, self._approvals = await holding.open_hold(
             self._context,
@@ -307,6 +322,7 @@ class Driver:
                 self._servers(),
                 self._approvals,
                 self._document() if waits else None,
+                fallen or {},
             ),
             holding.Rules(
                 view.policy,
@@ -314,6 +330,7 @@ class Driver:
                 self._assignment.strict,
                 self._tools.approval_expires,
                 view.shadow,
+                view.pauses,
             ),
             now=self._tools.clock(),
         )
@@ -351,7 +368,7 @@ class Driver:
             if not given:
                 await self._pause([name for name in waiting if name not in given])
 
-    async def _pause(self, approval_ids: list[str]) -> None:
+    async def _pause(self, approval_ids: list[str], most: float = math.inf) -> None:
         """Until something was decided, a sign of life is due, or nobody came back in time."""
         loop = asyncio.get_running_loop()
         pause = self._tools.keepalive.total_seconds()
@@ -359,7 +376,7 @@ class Driver:
         left = grace - (self._live.abandoned(loop.time()) or 0)
         due = self._sign_of_life + pause - loop.time()
         ids = [*approval_ids, self._kept.id]
-        await self._context.wakeups.wait(ids, max(0.01, min(left, due)))
+        await self._context.wakeups.wait(ids, max(0.01, min(left, due, most)))
         if loop.time() >= self._sign_of_life + pause:
             self._sign_of_life = loop.time()
             await self._keep_alive()

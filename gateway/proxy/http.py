@@ -175,7 +175,7 @@ class Call:
         """
         if self.started:
             return
-        headers = {"x-should-retry": "false"} if error.status in {409, 502, 503} else {}
+        headers = {"x-should-retry": "false"} if error.status in {403, 409, 502, 503} else {}
         if last or error.status in {408, 413}:
             headers["connection"] = "close"
         await self.answer(error.status, orjson.dumps(error_body(error)), headers)

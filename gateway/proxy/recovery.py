@@ -17,7 +17,8 @@ from gateway.approvals.exchanges import Ending, Saved
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Emit, Observed
-from gateway.proxy.driver import Assignment, Driver, Tools
+from gateway.proxy.assignment import Assignment
+from gateway.proxy.driver import Driver, Tools
 from gateway.proxy.live import Hub, Live
 from gateway.store.tables import ApprovalRequest
 from gateway.telemetry import log

@@ -31,7 +31,7 @@ _PASSED_QUERY = frozenset(("api-version", value) for value in ("preview", "v1", 
 #: Refusals that are no attempt in themselves, but what two parsers read differently is a way round.
 _RECORDED = frozenset(
     {
-        "body_too_large", "content_encoding_unsupported", "content_type_unsupported",
+        "app_paused", "body_too_large", "content_encoding_unsupported", "content_type_unsupported",
         "duplicate_header", "duplicate_member", "invalid_form", "invalid_json", "invalid_type",
         "json_not_representable", "json_too_deep", "json_too_large", "member_misspelt",
         "method_not_allowed",

@@ -20,12 +20,12 @@ from gateway.audit.records import Actor
 from gateway.errors import GatepassError, Refused, Unavailable
 from gateway.exchange.messages import ServerFacts
 from gateway.policy import Policy
-from gateway.registry import addresses, keys, policies
+from gateway.registry import addresses, keys, pauses, policies, versions
+from gateway.registry.pauses import PauseView
 from gateway.registry.settings import IdentitySettings
-from gateway.registry.versions import CONFIG_VERSION
 from gateway.store.database import Database
 from gateway.store.references import SecretRef
-from gateway.store.tables import App, AppKey, Meta, PolicyVersion, Server
+from gateway.store.tables import App, AppKey, PolicyVersion, Server
 from gateway.telemetry import log
 
 _SECONDS_BETWEEN_RECHECKS = 1.0
@@ -98,6 +98,16 @@ class View:
     servers_by_url: Mapping[str, ServerView] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
     shadow: Policy | None = None
+    pauses: tuple[PauseView, ...] = ()
+
+    def paused(self, app: str, server: str) -> PauseView | None:
+        """A pause that covers calls of this app on the server of this label, if there is one."""
+        return next((pause for pause in self.pauses if pause.covers(app, server)), None)
+
+    def app_paused(self, app: str) -> PauseView | None:
+        """A pause that covers whatever this app asks for, if there is one."""
+        wide = (pause for pause in self.pauses if pause.scope != "server")
+        return next((pause for pause in wide if pause.covers(app, "")), None)
 
     def reaches_server(self, domain: str) -> bool:
         """Whether who may reach `domain` (and what is below it) may reach a registered server."""
@@ -177,7 +187,7 @@ class Directory:
     async def refresh(self) -> None:
         """Replace the view if the configuration was changed, here or by another replica."""
         async with self._db.reading() as session:
-            version = await _version(session)
+            version = await versions.current(session)
         if self._view is None or self._problem is not None or version != self._view.version:
             await self.reload()
 
@@ -197,14 +207,9 @@ class Directory:
                 raise self._problem from None
 
 
-async def _version(session: AsyncSession) -> int:
-    row = await session.get(Meta, CONFIG_VERSION)
-    return int(row.value) if row else 0
-
-
 async def _load(session: AsyncSession) -> View:
     # The version first: a change that comes in between is then read again, never missed.
-    version = await _version(session)
+    version = await versions.current(session)
     live_apps = select(App).where(col(App.disabled_at).is_(None))
     apps = {row.id: _app(row) for row in await session.exec(live_apps)}
     live_servers = select(Server).where(col(Server.removed_at).is_(None))
@@ -221,6 +226,7 @@ async def _load(session: AsyncSession) -> View:
         servers_by_url=_by(lambda server: server.url, servers),
         policy=await _policy(session),
         shadow=await _shadow(session),
+        pauses=tuple(await pauses.read(session)),
     )
 
 

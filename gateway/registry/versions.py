@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import Integer, String, cast, text, update
-from sqlmodel import col
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.store.tables import Meta
@@ -24,6 +24,25 @@ async def bump_config(session: AsyncSession) -> None:
 async def lock_config(session: AsyncSession) -> None:
     """Serialise with other writers of configuration without counting a change."""
     await _add(session, 0)
+
+
+async def current(session: AsyncSession) -> int:
+    """The number as it is."""
+    row = await session.get(Meta, CONFIG_VERSION)
+    return int(row.value) if row else 0
+
+
+async def hold_config(session: AsyncSession) -> int:
+    """The number, which no writer of configuration changes before the caller's commit.
+
+    For what must be done under the configuration that it was decided under; many may hold it.
+    """
+    row = select(Meta.value).where(Meta.name == CONFIG_VERSION).with_for_update(read=True)
+    value = (await session.exec(row)).first()
+    if value is None:
+        await _add(session, 0)  # only a row that exists can be held
+        value = (await session.exec(row)).first()
+    return int(value or 0)
 
 
 async def _add(session: AsyncSession, number: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, Index, LargeBinary, MetaData, UniqueConstraint, text
+from sqlalchemy import JSON, Column, Index, LargeBinary, MetaData, text
 from sqlmodel import Field, SQLModel
 
 from gateway.store.database import UtcDateTime
@@ -386,7 +386,16 @@ class ApprovalRequest(SQLModel, table=True):
 
     __tablename__ = "approval_requests"
     __table_args__ = (
-        UniqueConstraint("exchange_id", "upstream_id"),
+        # A call has one request that counts: what was superseded is asked anew.
+        Index(
+            "uq_approval_requests_standing",
+            "exchange_id",
+            "upstream_id",
+            unique=True,
+            sqlite_where=text("superseded_by IS NULL"),
+            postgresql_where=text("superseded_by IS NULL"),
+        ),
+        _where_known("approval_requests", "settled_at"),
         Index("ix_approval_requests_state_deadline", "state", "deadline", "id"),
         Index(
             "ix_approval_requests_unclear",
@@ -434,6 +443,7 @@ class ApprovalRequest(SQLModel, table=True):
     # What was decided did not hold any more when it was to be released: the request that asks anew.
     superseded_by: str | None = None
     supersedes: str | None = None
+    released_by: str | None = None  # the exchange that sent it; another one where it was left open
     credential: str | None = None  # reference and version that went along, never a value
     reason: bytes | None = _sealed(nullable=True)  # what the model is told on a denial
     execution: str = "not_sent"  # not_sent | sending | executed | failed | unknown
@@ -443,6 +453,7 @@ class ApprovalRequest(SQLModel, table=True):
     settlement: str | None = None
     settled_at: datetime | None = _time(nullable=True)
     settled_by: str | None = None
+    settlement_reason: bytes | None = _sealed(nullable=True)
 
 
 class Review(SQLModel, table=True):

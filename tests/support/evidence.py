@@ -69,6 +69,9 @@ class Teller:
     def released(self, name: str, fence: int = 1, **more: object) -> None:
         self.add("release.sending", SYSTEM, self.subject(name), fence=fence, **more)
 
+    def superseded(self, name: str) -> None:
+        self.add("approval.superseded", SYSTEM, self.subject(name), code="definition_changed")
+
     def executed(
         self, name: str, outcome: str = "executed", fence: int = 1, **more: object
     ) -> None:

@@ -24,6 +24,7 @@ from gateway.approvals.decisions import Approvals
 from gateway.approvals.exchanges import Opening
 from gateway.approvals.holding import Round, Rules
 from gateway.approvals.kept import Kept
+from gateway.approvals.release import Claimed, Sending
 from gateway.approvals.review import Reviewer, Submission
 from gateway.approvals.views import ApprovalView
 from gateway.approvals.wakeups import Wakeups
@@ -199,7 +200,11 @@ class Stage:
     async def execute(self, approval_id: str, *, matches: bool | None = True) -> None:
         """What Azure reports after the release."""
         kept = self.kept[approval_id]
-        await release.begin_sending(self.approvals, kept, [approval_id], [], now=self.clock())
+        await self.directory.refresh()
+        claim = await release.begin_sending(
+            self.approvals, kept, Sending([approval_id]), self.directory, now=self.clock()
+        )
+        assert isinstance(claim, Claimed), claim
         observed = Observed("mcpr", "executed", matches)
         await release.observe(self.approvals, kept, approval_id, observed, now=self.clock())
 

@@ -562,6 +562,53 @@ def election_went_back(t: Teller) -> None:
     t.started(1)
 
 
+@tells("released after superseded", 5)
+def E_14_released_although_it_was_superseded(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.superseded("a")
+    t.released("a")
+
+
+@tells("superseded after release", 5)
+def E_14_superseded_after_it_was_released(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.superseded("a")
+
+
+@tells("superseded without approval", 2)
+def E_14_superseded_before_it_was_decided(t: Teller) -> None:
+    t.requested("a")
+    t.superseded("a")
+
+
+@tells("superseded without approval", 5)
+def E_14_superseded_twice(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.superseded("a")
+    t.superseded("a")
+
+
+@tells("superseded without approval", 1)
+def E_14_superseded_without_a_request(t: Teller) -> None:
+    t.superseded("a")
+
+
+@tells("another call", 4)
+def E_14_superseded_as_another_call(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    subject = {**t.subject("a"), "tool": "read"}
+    t.add("approval.superseded", SYSTEM, subject, code="definition_changed")
+
+
 @pytest.mark.parametrize("row", sorted(STORIES))
 def test_grammar(row: str, check: Check) -> None:
     damage, index, tell = STORIES[row]
@@ -679,6 +726,36 @@ def not_sent_and_released_again(t: Teller) -> None:
     t.executed("a", "not_sent", fence=1)
     t.released("a", fence=2)
     t.executed("a", "executed", fence=2)
+
+
+@legal
+def superseded_and_asked_anew(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.superseded("a")
+    t.whole("b")
+
+
+@legal
+def superseded_after_it_was_not_sent(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.executed("a", "not_sent")
+    t.superseded("a")
+
+
+@legal
+def unknown_and_looked_into(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.executed("a", "unknown")
+    t.add("execution.evidence", SYSTEM, t.subject("a"), finding="executed", match=True)
+    t.executed("a", "executed", reconciled=True)
 
 
 @legal
