@@ -7,11 +7,12 @@ Nothing here reads a file, a clock or a database.
 from gateway.policy.evaluation import CallFacts, Ruling, evaluate
 from gateway.policy.problems import Problem
 from gateway.policy.risk import RiskSignal, signals
-from gateway.policy.rules import Effect, Match, Policy, Rule, check, parse
+from gateway.policy.rules import Effect, Escalation, Match, Policy, Rule, check, parse
 
 __all__ = [
     "CallFacts",
     "Effect",
+    "Escalation",
     "Match",
     "Policy",
     "Problem",

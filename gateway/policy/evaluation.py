@@ -38,7 +38,8 @@ class Ruling:
 
     `why` names no value of the call, so it may stand in the ledger and on a page. What follows
     it has a meaning for `hold` only; `groups` empty means any reviewer, `expires` None means the
-    installation's own deadline. `rules` are all rules that matched, by name.
+    installation's own deadline. After `escalate_after`, if it is set, members of `escalate_to`
+    may review as well. `rules` are all rules that matched, by name.
     """
 
     effect: Effect
@@ -51,6 +52,8 @@ class Ruling:
     always_ask: bool = False
     execution_expires: timedelta | None = None
     undo_seconds: int = 0
+    escalate_after: timedelta | None = None
+    escalate_to: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
 
 
@@ -121,6 +124,7 @@ def _held(hits: list[_Hit], names: tuple[str, ...]) -> Ruling:
     """The strictest of every member over all rules that hold the call."""
     strictest = min(hits, key=_leniency)
     rules = [hit.rule for hit in hits]
+    escalations = [rule.escalate for rule in rules if rule.escalate]
     quorum = max(rule.quorum for rule in rules)
     return Ruling(
         effect=Effect.HOLD,
@@ -133,6 +137,8 @@ def _held(hits: list[_Hit], names: tuple[str, ...]) -> Ruling:
         always_ask=any(rule.always_ask for rule in rules),
         execution_expires=_shortest([rule.execution_expires for rule in rules]),
         undo_seconds=max(rule.undo_seconds for rule in rules),
+        escalate_after=min((each.after for each in escalations), default=None),
+        escalate_to=tuple(sorted({group for each in escalations for group in each.to})),
         rules=names,
     )
 

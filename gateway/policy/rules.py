@@ -32,9 +32,11 @@ _HOLD_ONLY = (
     "require_reason",
     "undo_seconds",
     "on_expiry",
+    "escalate",
 )
 _MEMBERS = ("name", "match", "when", "effect", *_HOLD_ONLY)
 _MATCH_MEMBERS = ("app", "server", "tool")
+_ESCALATE_MEMBERS = ("after", "to")
 
 
 class Effect(StrEnum):
@@ -59,6 +61,14 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class Escalation:
+    """Whom to ask as well, once a request has waited for so long."""
+
+    after: timedelta
+    to: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One line of a policy. What follows `when` has a meaning for `hold` only."""
 
@@ -73,6 +83,12 @@ class Rule:
     always_ask: bool = False
     require_reason: bool = False
     undo_seconds: int = 0
+    escalate: Escalation | None = None
+
+    @property
+    def all_groups(self) -> frozenset[str]:
+        """Every reviewer group that the rule names, at once or later."""
+        return frozenset((*self.groups, *(self.escalate.to if self.escalate else ())))
 
     def document(self) -> dict[str, Any]:
         """The rule as plain data, without what is at its default: what is stored and digested."""
@@ -97,6 +113,7 @@ class Rule:
             "always_ask": self.always_ask,
             "require_reason": self.require_reason,
             "undo_seconds": self.undo_seconds,
+            "escalate": _escalation(self.escalate),
         }
         return {name: value for name, value in members.items() if value}
 
@@ -218,6 +235,19 @@ class _Reader:
                 text = f"has a meaning only with effect: hold, not with {effect}; remove it"
                 self.report((member,), text)
 
+    def escalate(self, below: Path, value: Any) -> Escalation | None:
+        if not isinstance(value, Mapping):
+            self.report(below, f"must be a mapping of after and to, not {kind_of(value)}")
+            return None
+        self.only_known(value, _ESCALATE_MEMBERS, below)
+        for member in _ESCALATE_MEMBERS:
+            if value.get(member) is None:
+                self.report(below, f"needs {member}, such as {{after: 15m, to: [managers]}}")
+                return None
+        after = self.duration((*below, "after"), value["after"])
+        to = self.texts((*below, "to"), value["to"])
+        return Escalation(after, tuple(dict.fromkeys(to))) if after and to else None
+
     def match(self, below: Path, value: Any) -> Match:
         if not isinstance(value, Mapping):
             self.report(below, f"must be a mapping of app, server and tool, not {kind_of(value)}")
@@ -304,7 +334,14 @@ _READERS: dict[str, Callable[[_Reader, Path, Any], Any]] = {
     "require_reason": _Reader.flag,
     "undo_seconds": _Reader.undo_seconds,
     "on_expiry": _on_expiry,
+    "escalate": _Reader.escalate,
 }
+
+
+def _escalation(escalate: Escalation | None) -> dict[str, Any] | None:
+    if escalate is None:
+        return None
+    return {"after": format_duration(escalate.after), "to": list(escalate.to)}
 
 
 def _or_empty(value: Any) -> str:

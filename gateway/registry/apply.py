@@ -152,7 +152,7 @@ def _check_references(declaration: Declaration, stored: _Stored) -> None:
         f"{declaration.place('policies', rule.name)}: the rule {rule.name!r} asks for the "
         f"reviewer group {group!r}, which is neither declared nor known"
         for rule in (declaration.policy.rules if declaration.policy else ())
-        for group in rule.groups
+        for group in sorted(rule.all_groups)
         if group not in names
     ]
     faults += _shared_addresses(declaration, stored)

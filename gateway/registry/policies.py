@@ -157,7 +157,7 @@ async def _check_groups(session: AsyncSession, policy: Policy) -> None:
 
 
 def _groups(policy: Policy) -> frozenset[str]:
-    return frozenset(group for rule in policy.rules for group in rule.groups)
+    return frozenset().union(*(rule.all_groups for rule in policy.rules))
 
 
 async def _numbered(session: AsyncSession, number: int) -> PolicyVersion:

@@ -64,6 +64,23 @@ def test_the_strictest_of_several_holds_wins() -> None:
     assert ruling.why == "Rule 'two' holds this call for 2 reviewers, and 2 more rules do."
 
 
+def test_a_request_escalates_soonest_and_to_all_that_any_rule_names() -> None:
+    def escalate(after: str, *to: str) -> dict[str, Any]:
+        return {"escalate": {"after": after, "to": list(to)}}
+
+    ruling = ruled(
+        [
+            rule("one", "hold", **escalate("1h", "managers")),
+            rule("two", "hold", **escalate("15m", "board", "managers")),
+            rule("three", "hold"),
+        ]
+    )
+    assert ruling.escalate_after == timedelta(minutes=15)
+    assert ruling.escalate_to == ("board", "managers")
+    alone = ruled([rule("three", "hold")])
+    assert (alone.escalate_after, alone.escalate_to) == (None, ())
+
+
 def test_groups_are_never_united() -> None:
     rules = [
         rule("a", "hold", groups=["security"]),

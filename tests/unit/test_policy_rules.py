@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from gateway.errors import Refused
-from gateway.policy import Effect, Policy, check, parse
+from gateway.policy import Effect, Escalation, Policy, check, parse
 from gateway.policy.durations import format_duration, parse_duration
 
 RULE = {"name": "x", "effect": "hold"}
@@ -51,6 +51,19 @@ WRONG = [
     ({**RULE, "always_ask": "yes"}, "p[0].always_ask: must be true or false, not text"),
     ({**RULE, "undo_seconds": 31}, "p[0].undo_seconds: must be a whole number from 0 to 30"),
     ({**RULE, "on_expiry": "allow"}, "p[0].on_expiry: must be deny: a request that nobody"),
+    ({**RULE, "escalate": "15m"}, "p[0].escalate: must be a mapping of after and to, not text"),
+    ({**RULE, "escalate": {"after": "15m"}}, "p[0].escalate: needs to, such as {after: 15m, to: ["),
+    ({**RULE, "escalate": {"to": ["x"]}}, "p[0].escalate: needs after, such as {after: 15m, to:"),
+    ({**RULE, "escalate": {"after": "soon", "to": "x"}}, "p[0].escalate.after: must be a duration"),
+    ({**RULE, "escalate": {"after": "1m", "to": []}}, "p[0].escalate.to: must be a name or a list"),
+    (
+        {**RULE, "escalate": {"after": "1m", "to": "x", "in": 1}},
+        "unknown member 'in' in p[0].escal",
+    ),
+    (
+        {**RULE, "effect": "deny", "escalate": {}},
+        "p[0].escalate: has a meaning only with effect: h",
+    ),
     ({**RULE, "effect": "allow", "quorum": 2}, "p[0].quorum: has a meaning only with effect: hold"),
     ({**RULE, "effect": "deny", "on_expiry": "deny"}, "p[0].on_expiry: has a meaning only with"),
 ]
@@ -103,6 +116,7 @@ def test_document_and_parse_are_inverse() -> None:
         "require_reason": True,
         "undo_seconds": 10,
         "on_expiry": "deny",
+        "escalate": {"after": "15m", "to": ["managers", "treasury"]},
     }
     policy = parse([everything])
     again = parse(policy.documents())
@@ -112,6 +126,7 @@ def test_document_and_parse_are_inverse() -> None:
     assert rule.effect is Effect.HOLD
     assert rule.groups == ("treasury",)
     assert rule.expires == timedelta(minutes=90)
+    assert rule.escalate == Escalation(timedelta(minutes=15), ("managers", "treasury"))
     assert policy.documents()[0]["expires"] == "1h30m"
 
 
