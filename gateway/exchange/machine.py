@@ -10,6 +10,7 @@ Transitions (printed from `TRANSITIONS` into ARCHITECTURE.md by a test):
     forwarding --FrameSeen--> forwarding | holding | done | failed | cancelled
     forwarding --Rejected | Broken--> failed
     holding    --Decided-->   holding | forwarding
+    forwarding --Reopened-->  holding | forwarding
     forwarding | holding --Cancelled--> cancelled
 """
 
@@ -47,6 +48,7 @@ from gateway.exchange.messages import (
     Observed,
     Plan,
     Rejected,
+    Reopened,
     Started,
 )
 from gateway.exchange.rehydration import around
@@ -106,6 +108,8 @@ class Exchange:
                 return self._broken(event)
             case Decided():
                 return self._decided(event)
+            case Reopened():
+                return self._reopened(event)
             case Cancelled():
                 return self._cancelled(event)
             case _:
@@ -141,6 +145,24 @@ class Exchange:
         if any(answer is None for answer in self.answers.values()):
             return []
         return [self._forward()]
+
+    def _reopened(self, event: Reopened) -> list[Command]:
+        """As before the last answer: a round that was made ready is taken apart again."""
+        self._must_be("forwarding")
+        begun = len(self.upstream_ids) > self.stitcher.round
+        if begun or not self.told or not self.told.keys() >= set(event.request_ids):
+            raise RuntimeError("only the answers of a round that was not sent can be taken back")
+        said = self.transcript[-len(self.told) :]
+        del self.transcript[-len(self.told) :]
+        self.calls, self.told, self.released = self.told, {}, {}
+        self.answers = {
+            item["approval_request_id"]: Answer(item["approve"], item.get("reason"))
+            for item in said
+        } | dict.fromkeys(event.request_ids)
+        self.stitcher.take_back_round()
+        self._enter("holding")
+        awaited = tuple(name for name, answer in self.answers.items() if answer is None)
+        return [Hold((), awaited)] if awaited else [self._forward()]
 
     def _forward(self) -> Forward:
         answers = {name: answer for name, answer in self.answers.items() if answer is not None}

@@ -159,13 +159,23 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
+class Reopened:
+    """Not a byte of the round was sent, and the answers to these calls do not stand any more.
+
+    Without any, the same round is to be sent after all.
+    """
+
+    request_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """Nobody wants the rest: cancelled by the app, or its connection is gone for good."""
 
     reason: str
 
 
-Event = Started | FrameSeen | Rejected | Broken | Decided | Cancelled
+Event = Started | FrameSeen | Rejected | Broken | Decided | Reopened | Cancelled
 
 # --- commands -------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, Index, LargeBinary, MetaData, UniqueConstraint, text
+from sqlalchemy import JSON, Column, Index, LargeBinary, MetaData, text
 from sqlmodel import Field, SQLModel
 
 from gateway.store.database import UtcDateTime
@@ -386,7 +386,16 @@ class ApprovalRequest(SQLModel, table=True):
 
     __tablename__ = "approval_requests"
     __table_args__ = (
-        UniqueConstraint("exchange_id", "upstream_id"),
+        # A call has one request that counts: what was superseded is asked anew.
+        Index(
+            "uq_approval_requests_standing",
+            "exchange_id",
+            "upstream_id",
+            unique=True,
+            sqlite_where=text("superseded_by IS NULL"),
+            postgresql_where=text("superseded_by IS NULL"),
+        ),
+        _where_known("approval_requests", "settled_at"),
         Index("ix_approval_requests_state_deadline", "state", "deadline", "id"),
         Index(
             "ix_approval_requests_unclear",
@@ -443,6 +452,7 @@ class ApprovalRequest(SQLModel, table=True):
     settlement: str | None = None
     settled_at: datetime | None = _time(nullable=True)
     settled_by: str | None = None
+    settlement_reason: bytes | None = _sealed(nullable=True)
 
 
 class Review(SQLModel, table=True):

@@ -16,6 +16,8 @@ _UNCLEAR = sa.text("execution IN ('sending', 'unknown')")
 _STANDS = sa.text("withdrawn_at IS NULL")
 _GOES_ON = sa.text("ended_at IS NULL")
 _OPEN = sa.text("closed_at IS NULL")
+_NOT_ASKED_ANEW = sa.text("superseded_by IS NULL")
+_SETTLED = sa.text("settled_at IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -173,6 +175,24 @@ def upgrade() -> None:
         batch.add_column(sa.Column("settlement", sa.String(), nullable=True))
         batch.add_column(sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True))
         batch.add_column(sa.Column("settled_by", sa.String(), nullable=True))
+        batch.add_column(sa.Column("settlement_reason", sa.LargeBinary(), nullable=True))
+        batch.drop_constraint(
+            batch.f("uq_approval_requests_exchange_id_upstream_id"), type_="unique"
+        )
+        batch.create_index(
+            "uq_approval_requests_standing",
+            ["exchange_id", "upstream_id"],
+            unique=True,
+            sqlite_where=_NOT_ASKED_ANEW,
+            postgresql_where=_NOT_ASKED_ANEW,
+        )
+        batch.create_index(
+            "ix_approval_requests_settled_at",
+            ["settled_at"],
+            unique=False,
+            sqlite_where=_SETTLED,
+            postgresql_where=_SETTLED,
+        )
         batch.create_index(
             "ix_approval_requests_unclear",
             ["execution"],
@@ -250,6 +270,19 @@ def downgrade() -> None:
         batch.drop_index(
             "ix_approval_requests_unclear", sqlite_where=_UNCLEAR, postgresql_where=_UNCLEAR
         )
+        batch.drop_index(
+            "ix_approval_requests_settled_at", sqlite_where=_SETTLED, postgresql_where=_SETTLED
+        )
+        batch.drop_index(
+            "uq_approval_requests_standing",
+            sqlite_where=_NOT_ASKED_ANEW,
+            postgresql_where=_NOT_ASKED_ANEW,
+        )
+        batch.create_unique_constraint(
+            batch.f("uq_approval_requests_exchange_id_upstream_id"),
+            ["exchange_id", "upstream_id"],
+        )
+        batch.drop_column("settlement_reason")
         batch.drop_column("settled_by")
         batch.drop_column("settled_at")
         batch.drop_column("settlement")
