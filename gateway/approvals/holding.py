@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 
-from gateway.approvals import exchanges, lifecycle, views
+from gateway.approvals import exchanges, grants, lifecycle, views
 from gateway.approvals.decisions import Approvals, subject
+from gateway.approvals.grants import Asked, Use
 from gateway.approvals.kept import Kept
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
@@ -73,6 +74,7 @@ class _Ruled:
     ruling: Ruling
     risks: tuple[RiskSignal, ...]
     definition: ToolDefinition | None
+    use: Use | None = None  # of the grant that answers instead of people
 
 
 async def open_hold(
@@ -84,7 +86,10 @@ async def open_hold(
     """
     kept = ended.kept
     async with context.ledger.transaction() as tx:
-        ruled = [await _rule(tx, ended, call, rules, now) for call in ended.calls]
+        ruled = [
+            await _remembered(tx, context, kept, await _rule(tx, ended, call, rules, now), now)
+            for call in ended.calls
+        ]
         opened = [_open(tx, context, kept, item, rules, now) for item in ruled]
         ids = {**ended.approvals, **{item.call.request_id: item.approval_id for item in opened}}
         if ended.saved is not None:
@@ -117,6 +122,18 @@ async def _rule(tx: Transaction, ended: Round, call: Call, rules: Rules, now: da
     if ruling.effect is Effect.ALLOW:
         ruling = _stricter(ruling, call, definition, rules)
     return _Ruled(call, server, ruling, (*_changed(definition), *signals(facts)), definition)
+
+
+async def _remembered(
+    tx: Transaction, context: Approvals, kept: Kept, item: _Ruled, now: datetime
+) -> _Ruled:
+    """The same, answered by a grant where there is one: it answers a hold, never more."""
+    if item.ruling.effect is not Effect.HOLD or _changed(item.definition):
+        return item
+    definition_digest = item.definition.listed_digest if item.definition else None
+    call = item.call
+    asked = Asked(kept, item.server, call.tool, call.arguments, definition_digest, item.ruling)
+    return replace(item, use=await grants.answer(tx, context.envelope, asked, now))
 
 
 def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
@@ -163,25 +180,28 @@ def _open(
     requested = _request_record(row, commitment, now)
     row.record_id = requested.id
     tx.record(requested)
-    if (settled := _settled(ruling)) is not None:
-        decided = _decision_record(row, settled, rules, commitment, now)
-        row.state, row.decided_at, row.decided_by = settled, now, "policy"
+    if (settled := _settled(item)) is not None:
+        by, state = settled
+        decided = _decision_record(row, item, rules, commitment, now)
+        row.state, row.decided_at, row.decided_by = state, now, by
+        row.grant_id = item.use.grant_id if item.use else None
         row.decision_record_id = decided.id
-        decisions_total.labels(by="policy", outcome=settled).inc()
+        decisions_total.labels(by=by, outcome=state).inc()
         tx.record(decided)
     tx.session.add(row)
     answer = lifecycle.answer(row.state, None)
     return Opened(row.id, call, answer)
 
 
-def _settled(ruling: Ruling) -> str | None:
-    match ruling.effect:
+def _settled(item: _Ruled) -> tuple[str, str] | None:
+    """By what the call is settled without people, and how; None when people are to be asked."""
+    match item.ruling.effect:
         case Effect.ALLOW:
-            return lifecycle.APPROVED
+            return "policy", lifecycle.APPROVED
         case Effect.DENY:
-            return lifecycle.DENIED
+            return "policy", lifecycle.DENIED
         case Effect.HOLD:
-            return None
+            return None if item.use is None else ("grant", lifecycle.APPROVED)
 
 
 def _row(
@@ -234,8 +254,18 @@ def _row(
         deadline=now + (item.ruling.expires or rules.expires),
         always_ask=item.ruling.always_ask,
         undo_seconds=item.ruling.undo_seconds,
+        **_escalation(item.ruling, now),
         execution_seconds=_seconds(item.ruling.execution_expires),
     )
+
+
+def _escalation(ruling: Ruling, now: datetime) -> dict[str, Any]:
+    if ruling.escalate_after is None:
+        return {}
+    return {
+        "escalates_at": now + ruling.escalate_after,
+        "escalate_to": list(ruling.escalate_to),
+    }
 
 
 def _seconds(length: timedelta | None) -> int | None:
@@ -263,23 +293,25 @@ def _request_record(
 
 def _decision_record(
     row: ApprovalRequest,
-    state: str,
+    item: _Ruled,
     rules: Rules,
     commitment: Mapping[str, Any],
     now: datetime,
 ) -> records.Record:
-    verdict = "approve" if state == lifecycle.APPROVED else "deny"
-    return records.make(
-        "approval.decided",
-        now=now,
-        actor=SYSTEM,
-        subject=subject(row),
-        fields={
-            "decision": {"value": verdict, "by": "policy"},
-            "from": lifecycle.PENDING,
-            "to": state,
-            "digest": row.digest,
-            "args": commitment,
-            "policy": rules.policy_digest,
+    by, state = _settled(item) or ("policy", lifecycle.DENIED)
+    fields: dict[str, Any] = {
+        "decision": {
+            "value": "approve" if state == lifecycle.APPROVED else "deny",
+            "by": by,
         },
+        "from": lifecycle.PENDING,
+        "to": state,
+        "digest": row.digest,
+        "args": commitment,
+        "policy": rules.policy_digest,
+    }
+    if item.use is not None:
+        fields |= {"grant": item.use.grant_id, "use": item.use.number}
+    return records.make(
+        "approval.decided", now=now, actor=SYSTEM, subject=subject(row), fields=fields
     )

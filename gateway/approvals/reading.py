@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 from sqlalchemy import exists
+from sqlalchemy.orm import aliased
 from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -21,7 +22,7 @@ from gateway.errors import NotFound, Refused
 from gateway.exchange.messages import Answer, Call
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.tables import App, ApprovalRequest, AuditRecord, Exchange, Review
+from gateway.store.tables import App, ApprovalRequest, AuditRecord, Exchange, Review, User
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,31 @@ async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[App
 
 async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalView:
     """One request; raises `NotFound`."""
+    requested: Any = aliased(AuditRecord)
+    decided: Any = aliased(AuditRecord)
+    columns: Any = select
     async with db.reading() as session:
         found = await session.exec(
-            select(ApprovalRequest).where(ApprovalRequest.id == approval_id, shown())
+            columns(
+                ApprovalRequest,
+                col(Exchange.data_key),
+                col(App.owner),
+                requested.index,
+                decided.index,
+            )
+            .join(Exchange, col(Exchange.id) == ApprovalRequest.exchange_id)
+            .join(App, col(App.id) == ApprovalRequest.app_id, isouter=True)
+            .join(requested, requested.id == ApprovalRequest.record_id)
+            .join(decided, decided.id == ApprovalRequest.decision_record_id, isouter=True)
+            .where(ApprovalRequest.id == approval_id, requested.index.is_not(None))
         )
-        row = found.first()
-        if row is None:
+        first = found.first()
+        if first is None:
             raise NotFound(f"There is no approval request {approval_id}.")
-        return (await _views(session, envelope, [row]))[0]
+        row, data_key, owner, *indexes = first
+        reviews = await _reviews(session, [approval_id])
+    opener = Opener(envelope, row.exchange_id, data_key)
+    return _view(row, opener, reviews, owner, views.RecordIndexes(*indexes))
 
 
 async def of_exchange(
@@ -180,10 +198,7 @@ async def _views(
     if not rows:
         return []
     ids = [row.id for row in rows]
-    found = await session.exec(
-        select(Review).where(col(Review.approval_id).in_(ids)).order_by(col(Review.id))
-    )
-    reviews = list(found.all())
+    reviews = await _reviews(session, ids)
     keys = dict(
         (
             await session.exec(
@@ -213,7 +228,7 @@ async def _views(
         _view(
             row,
             Opener(envelope, row.exchange_id, keys.get(row.exchange_id)),
-            [review for review in reviews if review.approval_id == row.id],
+            [(review, counts) for review, counts in reviews if review.approval_id == row.id],
             owners.get(row.app_id),
             views.RecordIndexes(
                 indexes.get(row.record_id), indexes.get(row.decision_record_id or "")
@@ -221,6 +236,17 @@ async def _views(
         )
         for row in rows
     ]
+
+
+async def _reviews(session: AsyncSession, ids: Sequence[str]) -> list[tuple[Review, bool]]:
+    """The reviews that stand, oldest first, each with whether it counts still."""
+    found = await session.exec(
+        select(Review, User.disabled_at)
+        .join(User, col(User.id) == Review.user_id, isouter=True)
+        .where(col(Review.approval_id).in_(ids), col(Review.withdrawn_at).is_(None))
+        .order_by(col(Review.id))
+    )
+    return [(review, disabled_at is None) for review, disabled_at in found.all()]
 
 
 @dataclass(frozen=True)
@@ -246,7 +272,7 @@ class Opener:
 def _view(
     row: ApprovalRequest,
     opener: Opener,
-    reviews: Sequence[Review],
+    reviews: Sequence[tuple[Review, bool]],
     owner: str | None,
     indexes: views.RecordIndexes,
 ) -> ApprovalView:
@@ -257,6 +283,7 @@ def _view(
             verdict="approve" if row.state == lifecycle.APPROVED else "deny",
             at=row.decided_at,
             reason=opener.text(f"reason:{row.id}", row.reason),
+            grant=row.grant_id,
         )
     return ApprovalView(
         id=row.id,
@@ -273,22 +300,20 @@ def _view(
         rule=row.rule,
         policy_digest=row.policy_digest,
         quorum=views.Quorum(
-            row.quorum_needed, sum(review.verdict == "approve" for review in reviews)
+            row.quorum_needed,
+            # Once it is decided, what counted then is what counted.
+            sum(
+                review.verdict == "approve" and (counts or decision is not None)
+                for review, counts in reviews
+            ),
         ),
         groups=tuple(row.reviewer_groups or ()),
         require_reason=row.require_reason,
         created_at=row.created_at,
         deadline=row.deadline,
         reviews=tuple(
-            views.ReviewView(
-                reviewer=review.reviewer,
-                verdict=review.verdict,
-                channel=review.channel,
-                at=review.created_at,
-                reason=opener.text(f"review:{review.id}:reason", review.reason),
-                note=opener.text(f"review:{review.id}:note", review.note),
-            )
-            for review in reviews
+            _review(opener, review, counts=counts or decision is not None)
+            for review, counts in reviews
         ),
         decision=decision,
         execution=row.execution,
@@ -299,4 +324,28 @@ def _view(
         round=row.round,
         record=indexes,
         owner=owner,
+        settles_at=row.settles_at if decision is None else None,
+        undo_seconds=row.undo_seconds,
+        always_ask=row.always_ask,
+        escalation=_escalation(row),
     )
+
+
+def _review(opener: Opener, review: Review, *, counts: bool) -> views.ReviewView:
+    return views.ReviewView(
+        reviewer=review.reviewer,
+        verdict=review.verdict,
+        channel=review.channel,
+        at=review.created_at,
+        reason=opener.text(f"review:{review.id}:reason", review.reason),
+        note=opener.text(f"review:{review.id}:note", review.note),
+        on_behalf_of=review.on_behalf_of,
+        emergency=review.emergency,
+        counts=counts,
+    )
+
+
+def _escalation(row: ApprovalRequest) -> views.EscalationView | None:
+    if row.escalates_at is None:
+        return None
+    return views.EscalationView(row.escalates_at, tuple(row.escalate_to or ()), row.escalated_at)

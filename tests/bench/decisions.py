@@ -66,7 +66,9 @@ def main(count: int = 600, in_flight: int = 64, only: str = "") -> None:
     """Measure both databases."""
     with tempfile.TemporaryDirectory() as folder:
         if only in ("", "sqlite"):
-            _say("sqlite", f"sqlite+aiosqlite:///{Path(folder) / 'bench.sqlite3'}", count, in_flight)
+            _say(
+                "sqlite", f"sqlite+aiosqlite:///{Path(folder) / 'bench.sqlite3'}", count, in_flight
+            )
         if only in ("", "postgresql"):
             with running_postgres() as server:
                 _say("postgresql", asyncio.run(server.create()), count, in_flight)
@@ -74,7 +76,7 @@ def main(count: int = 600, in_flight: int = 64, only: str = "") -> None:
 
 def _say(name: str, url: str, count: int, in_flight: int) -> None:
     rate, slowest = asyncio.run(measure(url, count, in_flight))
-    print(f"{name}: {rate:.0f} decisions/s, p99 {slowest:.0f} ms, {in_flight} in flight")  # noqa: T201
+    print(f"{name}: {rate:.0f} decisions/s, p99 {slowest:.0f} ms, {in_flight} in flight")
 
 
 if __name__ == "__main__":
