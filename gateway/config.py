@@ -109,6 +109,10 @@ class Settings(BaseModel):
     approval_expires: Duration = Field(
         timedelta(hours=1), description="How long a request waits for people before it is denied."
     )
+    break_glass_review: Duration = Field(
+        timedelta(hours=24),
+        description="How soon somebody else must have looked into an approval in an emergency.",
+    )
     disconnect_grace: Duration = Field(
         timedelta(minutes=2),
         description="How long a hold outlives the app's lost connection before it is cancelled.",

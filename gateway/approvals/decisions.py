@@ -41,12 +41,13 @@ class Approvals:
 
 @dataclass(frozen=True)
 class Decision:
-    """The final outcome; `reason` is sealed already."""
+    """The final outcome; `reason` is sealed already. `code` says what was out of the ordinary."""
 
     state: str
     by: str
     actor: Actor
     reason: bytes | None = None
+    code: str | None = None
 
 
 def subject(row: ApprovalRequest) -> dict[str, str]:
@@ -62,25 +63,31 @@ def subject(row: ApprovalRequest) -> dict[str, str]:
 
 async def decide(tx: Transaction, row: ApprovalRequest, decision: Decision, now: datetime) -> bool:
     """Compare-and-set from pending, with its record; False when someone was first."""
+    fields: dict[str, Any] = {
+        "decision": {
+            "value": "approve" if decision.state == lifecycle.APPROVED else "deny",
+            "by": decision.by,
+        },
+        "from": lifecycle.PENDING,
+        "to": decision.state,
+        "digest": row.digest,
+    }
+    if decision.code is not None:
+        fields["code"] = decision.code
     record = records.make(
         "approval.decided",
         now=now,
         actor=decision.actor,
         subject=subject(row),
-        fields={
-            "decision": {
-                "value": "approve" if decision.state == lifecycle.APPROVED else "deny",
-                "by": decision.by,
-            },
-            "from": lifecycle.PENDING,
-            "to": decision.state,
-            "digest": row.digest,
-        },
+        fields=fields,
     )
+    expected = [col(ApprovalRequest.id) == row.id, col(ApprovalRequest.state) == lifecycle.PENDING]
+    if decision.by == "expiry":
+        expected.append(col(ApprovalRequest.settles_at).is_(None))
     changed = await compare_and_set(
         tx.session,
         update(ApprovalRequest)
-        .where(col(ApprovalRequest.id) == row.id, col(ApprovalRequest.state) == lifecycle.PENDING)
+        .where(*expected)
         .values(
             state=decision.state,
             decided_at=now,
@@ -101,7 +108,8 @@ async def expire_due(context: Approvals, *, now: datetime) -> int:
     """Deny what nobody decided in time; the number of requests that expired."""
     return await _settle_pending(
         context,
-        col(ApprovalRequest.deadline) <= now,
+        # What was approved in time is not late: its reviews may only still be taken back.
+        (col(ApprovalRequest.deadline) <= now) & col(ApprovalRequest.settles_at).is_(None),
         Decision(lifecycle.EXPIRED, "expiry", SYSTEM),
         now,
     )

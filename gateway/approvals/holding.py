@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.approvals import exchanges, lifecycle, shadows, standing, views
+from gateway.approvals import exchanges, grants, lifecycle, shadows, standing, views
 from gateway.approvals.decisions import Approvals, subject
+from gateway.approvals.grants import Asked, Use
 from gateway.approvals.kept import Kept
 from gateway.approvals.standing import Fallen
 from gateway.audit import records
@@ -89,12 +90,13 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Ruled:
-    """What is to happen to a call."""
+    """What is to happen to a call; `use` is of the grant that answers instead of people."""
 
     asked: _Asked
     ruling: Ruling
     risks: tuple[RiskSignal, ...]
     shadow: Ruling | None = None
+    use: Use | None = None
 
 
 async def open_hold(
@@ -108,6 +110,7 @@ async def open_hold(
     # Before the transaction: what takes long must not keep others from writing.
     ruled = await _rule_all(context, ended, rules, now)
     async with context.ledger.transaction() as tx:
+        ruled = [await _remembered(tx, context, kept, item, now) for item in ruled]
         opened = [_open(tx, context, kept, item, rules, now) for item in ruled]
         for item in opened:
             if (fallen := ended.fallen.get(item.call.request_id)) is not None:
@@ -168,6 +171,18 @@ def _refusal(asked: _Asked) -> str | None:
     return None if asked.server.id else "The server is not part of the request."
 
 
+async def _remembered(
+    tx: Transaction, context: Approvals, kept: Kept, item: _Ruled, now: datetime
+) -> _Ruled:
+    """The same, answered by a grant where there is one: it answers a hold, never more."""
+    call, server, definition = item.asked.call, item.asked.server, item.asked.definition
+    if item.ruling.effect is not Effect.HOLD or _changed(definition):
+        return item
+    definition_digest = definition.listed_digest if definition else None
+    asked = Asked(kept, server, call.tool, call.arguments, definition_digest, item.ruling)
+    return replace(item, use=await grants.answer(tx, context.envelope, asked, now))
+
+
 def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
     if definition is None or definition.listed_digest == definition.pinned_digest:
         return ()
@@ -215,25 +230,28 @@ def _open(
     requested = _request_record(row, commitment, now)
     row.record_id = requested.id
     tx.record(requested)
-    if (settled := _settled(ruling)) is not None:
-        decided = _decision_record(row, settled, rules, commitment, now)
-        row.state, row.decided_at, row.decided_by = settled, now, "policy"
+    if (settled := _settled(item)) is not None:
+        by, state = settled
+        decided = _decision_record(row, item, rules, commitment, now)
+        row.state, row.decided_at, row.decided_by = state, now, by
+        row.grant_id = item.use.grant_id if item.use else None
         row.decision_record_id = decided.id
-        decisions_total.labels(by="policy", outcome=settled).inc()
+        decisions_total.labels(by=by, outcome=state).inc()
         tx.record(decided)
     tx.session.add(row)
     answer = lifecycle.answer(row.state, item.asked.fallen.refusal if item.asked.fallen else None)
     return Opened(row.id, call, answer)
 
 
-def _settled(ruling: Ruling) -> str | None:
-    match ruling.effect:
+def _settled(item: _Ruled) -> tuple[str, str] | None:
+    """By what the call is settled without people, and how; None when people are to be asked."""
+    match item.ruling.effect:
         case Effect.ALLOW:
-            return lifecycle.APPROVED
+            return "policy", lifecycle.APPROVED
         case Effect.DENY:
-            return lifecycle.DENIED
+            return "policy", lifecycle.DENIED
         case Effect.HOLD:
-            return None
+            return None if item.use is None else ("grant", lifecycle.APPROVED)
 
 
 def _row(
@@ -286,6 +304,7 @@ def _row(
         deadline=now + (item.ruling.expires or rules.expires),
         always_ask=item.ruling.always_ask,
         undo_seconds=item.ruling.undo_seconds,
+        **_escalation(item.ruling, now),
         execution_seconds=_seconds(item.ruling.execution_expires),
         **_anew(context, kept, approval_id, item.asked.fallen),
     )
@@ -302,6 +321,15 @@ def _anew(
         sentence = fallen.refusal.encode()
         reason = context.envelope.seal(kept.data_key, kept.id, f"reason:{approval_id}", sentence)
     return {"supersedes": fallen.approval_id, "reason": reason}
+
+
+def _escalation(ruling: Ruling, now: datetime) -> dict[str, Any]:
+    if ruling.escalate_after is None:
+        return {}
+    return {
+        "escalates_at": now + ruling.escalate_after,
+        "escalate_to": list(ruling.escalate_to),
+    }
 
 
 def _seconds(length: timedelta | None) -> int | None:
@@ -329,23 +357,25 @@ def _request_record(
 
 def _decision_record(
     row: ApprovalRequest,
-    state: str,
+    item: _Ruled,
     rules: Rules,
     commitment: Mapping[str, Any],
     now: datetime,
 ) -> records.Record:
-    verdict = "approve" if state == lifecycle.APPROVED else "deny"
-    return records.make(
-        "approval.decided",
-        now=now,
-        actor=SYSTEM,
-        subject=subject(row),
-        fields={
-            "decision": {"value": verdict, "by": "policy"},
-            "from": lifecycle.PENDING,
-            "to": state,
-            "digest": row.digest,
-            "args": commitment,
-            "policy": rules.policy_digest,
+    by, state = _settled(item) or ("policy", lifecycle.DENIED)
+    fields: dict[str, Any] = {
+        "decision": {
+            "value": "approve" if state == lifecycle.APPROVED else "deny",
+            "by": by,
         },
+        "from": lifecycle.PENDING,
+        "to": state,
+        "digest": row.digest,
+        "args": commitment,
+        "policy": rules.policy_digest,
+    }
+    if item.use is not None:
+        fields |= {"grant": item.use.grant_id, "use": item.use.number}
+    return records.make(
+        "approval.decided", now=now, actor=SYSTEM, subject=subject(row), fields=fields
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 from sqlalchemy import exists, func
+from sqlalchemy.orm import aliased
 from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -21,7 +22,7 @@ from gateway.errors import NotFound, Refused
 from gateway.exchange.messages import Answer, Call
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.tables import App, ApprovalRequest, AuditRecord, Evidence, Exchange, Review
+from gateway.store.tables import App, ApprovalRequest, AuditRecord, Evidence, Exchange, Review, User
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,33 @@ async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[App
 
 async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalView:
     """One request; raises `NotFound`."""
+    requested: Any = aliased(AuditRecord)
+    decided: Any = aliased(AuditRecord)
+    columns: Any = select
     async with db.reading() as session:
         found = await session.exec(
-            select(ApprovalRequest).where(ApprovalRequest.id == approval_id, shown())
+            columns(
+                ApprovalRequest,
+                col(Exchange.data_key),
+                col(App.owner),
+                requested.index,
+                decided.index,
+            )
+            .join(Exchange, col(Exchange.id) == ApprovalRequest.exchange_id)
+            .join(App, col(App.id) == ApprovalRequest.app_id, isouter=True)
+            .join(requested, requested.id == ApprovalRequest.record_id)
+            .join(decided, decided.id == ApprovalRequest.decision_record_id, isouter=True)
+            .where(ApprovalRequest.id == approval_id, requested.index.is_not(None))
         )
-        row = found.first()
-        if row is None:
+        first = found.first()
+        if first is None:
             raise NotFound(f"There is no approval request {approval_id}.")
-        return (await _views(session, envelope, [row]))[0]
+        row, data_key, owner, *indexes = first
+        reviews = await _reviews(session, [approval_id])
+        evidence = await _evidence(session, [row])
+    opener = Opener(envelope, row.exchange_id, data_key)
+    places = views.RecordIndexes(*indexes)
+    return _view(row, opener, reviews, owner, places, evidence.get(row.id, ()))
 
 
 async def of_exchange(
@@ -205,10 +225,7 @@ async def _views(
     if not rows:
         return []
     ids = [row.id for row in rows]
-    found = await session.exec(
-        select(Review).where(col(Review.approval_id).in_(ids)).order_by(col(Review.id))
-    )
-    reviews = list(found.all())
+    reviews = await _reviews(session, ids)
     keys = dict(
         (
             await session.exec(
@@ -239,7 +256,7 @@ async def _views(
         _view(
             row,
             Opener(envelope, row.exchange_id, keys.get(row.exchange_id)),
-            [review for review in reviews if review.approval_id == row.id],
+            [(review, counts) for review, counts in reviews if review.approval_id == row.id],
             owners.get(row.app_id),
             views.RecordIndexes(
                 indexes.get(row.record_id), indexes.get(row.decision_record_id or "")
@@ -268,6 +285,17 @@ async def _evidence(
     return seen
 
 
+async def _reviews(session: AsyncSession, ids: Sequence[str]) -> list[tuple[Review, bool]]:
+    """The reviews that stand, oldest first, each with whether it counts still."""
+    found = await session.exec(
+        select(Review, User.disabled_at)
+        .join(User, col(User.id) == Review.user_id, isouter=True)
+        .where(col(Review.approval_id).in_(ids), col(Review.withdrawn_at).is_(None))
+        .order_by(col(Review.id))
+    )
+    return [(review, disabled_at is None) for review, disabled_at in found.all()]
+
+
 @dataclass(frozen=True)
 class Opener:
     """Opens the sealed texts of one exchange; None where the data key is gone."""
@@ -291,7 +319,7 @@ class Opener:
 def _view(
     row: ApprovalRequest,
     opener: Opener,
-    reviews: Sequence[Review],
+    reviews: Sequence[tuple[Review, bool]],
     owner: str | None,
     indexes: views.RecordIndexes,
     evidence: tuple[views.EvidenceView, ...],
@@ -303,6 +331,7 @@ def _view(
             verdict="approve" if row.state == lifecycle.APPROVED else "deny",
             at=row.decided_at,
             reason=opener.text(f"reason:{row.id}", row.reason),
+            grant=row.grant_id,
         )
     return ApprovalView(
         id=row.id,
@@ -319,22 +348,20 @@ def _view(
         rule=row.rule,
         policy_digest=row.policy_digest,
         quorum=views.Quorum(
-            row.quorum_needed, sum(review.verdict == "approve" for review in reviews)
+            row.quorum_needed,
+            # Once it is decided, what counted then is what counted.
+            sum(
+                review.verdict == "approve" and (counts or decision is not None)
+                for review, counts in reviews
+            ),
         ),
         groups=tuple(row.reviewer_groups or ()),
         require_reason=row.require_reason,
         created_at=row.created_at,
         deadline=row.deadline,
         reviews=tuple(
-            views.ReviewView(
-                reviewer=review.reviewer,
-                verdict=review.verdict,
-                channel=review.channel,
-                at=review.created_at,
-                reason=opener.text(f"review:{review.id}:reason", review.reason),
-                note=opener.text(f"review:{review.id}:note", review.note),
-            )
-            for review in reviews
+            _review(opener, review, counts=counts or decision is not None)
+            for review, counts in reviews
         ),
         decision=decision,
         execution=row.execution,
@@ -350,6 +377,10 @@ def _view(
         credential=row.credential,
         settlement=_settlement(row, opener),
         evidence=evidence,
+        settles_at=row.settles_at if decision is None else None,
+        undo_seconds=row.undo_seconds,
+        always_ask=row.always_ask,
+        escalation=_escalation(row),
     )
 
 
@@ -358,3 +389,23 @@ def _settlement(row: ApprovalRequest, opener: Opener) -> views.SettlementView | 
         return None
     reason = opener.text(f"settlement:{row.id}", row.settlement_reason)
     return views.SettlementView(row.settlement, row.settled_by or "", row.settled_at, reason)
+
+
+def _review(opener: Opener, review: Review, *, counts: bool) -> views.ReviewView:
+    return views.ReviewView(
+        reviewer=review.reviewer,
+        verdict=review.verdict,
+        channel=review.channel,
+        at=review.created_at,
+        reason=opener.text(f"review:{review.id}:reason", review.reason),
+        note=opener.text(f"review:{review.id}:note", review.note),
+        on_behalf_of=review.on_behalf_of,
+        emergency=review.emergency,
+        counts=counts,
+    )
+
+
+def _escalation(row: ApprovalRequest) -> views.EscalationView | None:
+    if row.escalates_at is None:
+        return None
+    return views.EscalationView(row.escalates_at, tuple(row.escalate_to or ()), row.escalated_at)

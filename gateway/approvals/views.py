@@ -39,7 +39,10 @@ class Quorum:
 
 @dataclass(frozen=True)
 class ReviewView:
-    """One person's review. `note` is for people here only; `reason` goes to the model."""
+    """One person's review. `note` is for people here only; `reason` goes to the model.
+
+    `counts` is false once the person may not sign in any more.
+    """
 
     reviewer: str
     verdict: str
@@ -47,16 +50,29 @@ class ReviewView:
     at: datetime
     reason: str | None = None
     note: str | None = None
+    on_behalf_of: str | None = None
+    emergency: bool = False
+    counts: bool = True
 
 
 @dataclass(frozen=True)
 class DecisionView:
-    """The outcome: `by` is reviewers, policy, grant, expiry or cancelled."""
+    """The outcome: `by` is reviewers, policy, grant (which one), expiry or cancelled."""
 
     by: str
     verdict: str
     at: datetime
     reason: str | None = None
+    grant: str | None = None
+
+
+@dataclass(frozen=True)
+class EscalationView:
+    """When more groups may decide (`to`), and since when they may (`since`)."""
+
+    at: datetime
+    to: tuple[str, ...]
+    since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,10 @@ class ApprovalView:
     credential: str | None = None
     settlement: SettlementView | None = None
     evidence: tuple[EvidenceView, ...] = ()
+    settles_at: datetime | None = None  # approved then, unless somebody takes a review back
+    undo_seconds: int = 0
+    always_ask: bool = False
+    escalation: EscalationView | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON-ready; times are RFC 3339 in UTC."""

@@ -8,7 +8,7 @@ Pure; feed it every record in order, then `finish`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 Fault: TypeAlias = tuple[int, str, str]  # index of the record, class of damage, sentence
@@ -36,11 +36,24 @@ class Story:
     quorum: int
     ruling: Ruling | None
     reviews: dict[str, str] = field(default_factory=dict)
+    instead_of: dict[str, str] = field(default_factory=dict)  # reviewer → for whom
+    emergencies: set[str] = field(default_factory=set)  # who broke the glass
     decision: tuple[str, str] | None = None
     released: dict[object, str] = field(default_factory=dict)  # fence → outcome, "" while open
     superseded: bool = False
     differs: int | None = None  # the record that shows another execution than approved
     alarmed: bool = False
+
+
+@dataclass(slots=True)
+class Granted:
+    """A remembered approval. `about`: app, server and tool."""
+
+    about: tuple[object, ...]
+    expires: str
+    max_uses: int | None
+    uses: int = 0
+    ended: bool = False
 
 
 class Grammar:
@@ -51,11 +64,18 @@ class Grammar:
         self._ids: set[int] = set()
         self._epoch = 0
         self._ruled_before: dict[str, tuple[Ruling, tuple[object, ...]]] = {}
+        self._disabled: set[str] = set()
+        self._grants: dict[str, Granted] = {}
         self._rules = {
             "ledger.started": self._started,
             "call.ruled": self._ruled,
             "approval.requested": self._requested,
             "approval.reviewed": self._reviewed,
+            "review.withdrawn": self._withdrawn,
+            "break_glass.used": self._broken,
+            "user.changed": self._person,
+            "grant.created": self._granted,
+            "grant.ended": self._ended,
             "approval.decided": self._decided,
             "approval.superseded": self._superseded,
             "release.sending": self._released,
@@ -125,8 +145,56 @@ class Grammar:
             yield "review by requester", f"{who} reviewed what {who} had asked for"
         if who in story.reviews:
             yield "two reviews", f"{who} reviewed {name} twice"
+        other = record.get("instead_of")
+        through = set(story.instead_of.values())
+        if heard := ({who} & through) | ({other} & (through | set(story.reviews))):
+            yield "one voice twice", f"{heard.pop()} was heard twice about {name}"
         yield from _same(story, record)
         story.reviews[who] = record["verdict"]
+        if other is not None:
+            story.instead_of[who] = other
+
+    def _withdrawn(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        name, story = self._story(record)
+        who = record["actor"]["ref"]
+        if story is None or who not in story.reviews:
+            yield "withdrawal without review", f"{who} took back a review of {name}, but gave none"
+            return
+        if story.decision is not None:
+            yield "withdrawal after decision", f"{name} was decided before"
+        del story.reviews[who]
+        story.instead_of.pop(who, None)
+
+    def _broken(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        name, story = self._story(record)
+        who = record["actor"]["ref"]
+        if story is None or story.reviews.get(who) != "approve" or story.decision is not None:
+            yield "emergency without review", f"{who} broke the glass for {name} at no such time"
+        if story is not None:
+            yield from _same(story, record)
+            story.emergencies.add(who)
+
+    def _person(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        change = self._disabled.add if record.get("disabled") else self._disabled.discard
+        change(record["subject"]["user"])
+        yield from ()
+
+    def _granted(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        grant, (name, story) = record["grant"], self._story(record)
+        if grant in self._grants:
+            yield "two grants", f"{grant} was made before"
+        if story is None or story.decision != ("approve", "reviewers") or story.emergencies:
+            yield "grant without approval", f"no quorum of reviewers had approved {name}"
+        elif story.about[1:4] != (*_about(record)[1:3], record.get("digest")):
+            yield "another call", f"{grant} is of another call than {name}"
+        self._grants[grant] = Granted(_whose(record), record["expires"], record.get("max_uses"))
+
+    def _ended(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        grant = self._grants.get(record["grant"])
+        if grant is None or grant.ended:
+            yield "end of no grant", f"{record['grant']} was no grant, or had ended"
+        else:
+            grant.ended = True
 
     def _decided(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name, story = self._story(record)
@@ -138,16 +206,43 @@ class Grammar:
             yield "two decisions", f"{name} was decided before"
         match by:
             case "reviewers":
-                yield from _by_reviewers(name, story, value, record["actor"]["ref"])
+                yield from _by_reviewers(name, self._counted(story), value, record["actor"]["ref"])
             case "policy":
                 yield from _by_policy(name, story, value, record.get("policy"))
             case "grant":
-                yield "decision by grant", f"{name} was decided by a grant, which there is not yet"
+                yield from self._by_grant(name, story, value, record)
             case _ if value == "approve":
                 yield "approval by nobody", f"{name} was approved by {by}"
         yield from _same(story, record)
         story.decision = value, by
         story.reviews = {}  # a later one is a fault anyway
+
+    def _counted(self, story: Story) -> Story:
+        """The story without the approvals of who may not sign in any more."""
+        reviews = {
+            who: verdict
+            for who, verdict in story.reviews.items()
+            if verdict == "deny" or who not in self._disabled
+        }
+        return replace(story, reviews=reviews)
+
+    def _by_grant(
+        self, name: str, story: Story, value: str, record: Mapping[str, Any]
+    ) -> Iterator[tuple[str, str]]:
+        grant = self._grants.get(record.get("grant", ""))
+        if grant is None or value != "approve":
+            yield "decision without grant", f"{name} was decided by no grant there is"
+            return
+        if story.ruling is None or story.ruling.effect != "hold":
+            yield "grant against policy", f"a grant answered {name}, which policy did not hold"
+        if grant.ended or record["ts"] >= grant.expires:
+            yield "grant was over", f"{name} was decided by a grant that had ended"
+        if grant.about != _whose(record):
+            yield "grant of another call", f"{name} was decided by a grant for something else"
+        grant.uses += 1
+        limit = grant.uses if grant.max_uses is None else grant.max_uses
+        if record.get("use") != grant.uses or grant.uses > limit:
+            yield "grant used too often", f"{name} is not the use of its grant that it says"
 
     def _released(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if record.get("approve") is False:
@@ -215,7 +310,7 @@ def _by_reviewers(name: str, story: Story, value: str, who: str) -> Iterator[tup
         yield "approval against policy", f"{name} was approved although policy denied it"
     if "deny" in verdicts:
         yield "approval against a denial", f"{name} was approved although a reviewer denied it"
-    elif verdicts.count("approve") < story.quorum:
+    elif verdicts.count("approve") < story.quorum and who not in story.emergencies:
         given = verdicts.count("approve")
         yield "below quorum", f"{name} has {given} approving reviews of {story.quorum} needed"
 
@@ -245,6 +340,11 @@ def _about(record: Mapping[str, Any]) -> tuple[object, ...]:
     subject = record["subject"]
     names = [subject.get(name) for name in _SUBJECT]
     return (*names, record.get("digest"), record.get("args", {}).get("commit"))
+
+
+def _whose(record: Mapping[str, Any]) -> tuple[object, ...]:
+    """What a grant is bound to: app, server, tool."""
+    return tuple(record["subject"].get(name) for name in ("app", "server", "tool"))
 
 
 def _same(story: Story, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -112,7 +112,7 @@ APPROVALS = {
         "{actor} said {verdict} to {tool} on {server}.",
         ("approval",),
         ("verdict",),
-        words("digest view reason note channel review"),
+        words("digest view reason note channel review instead_of"),
         example(APPROVAL, verdict="approve", digest=HASH, channel="web"),
     ),
     "approval.decided": Kind(
@@ -120,7 +120,7 @@ APPROVALS = {
         "{tool} on {server} was decided: {decision}.",
         ("approval",),
         ("decision",),
-        words("from to fence digest args tooldef policy view reason quorum rule code"),
+        words("from to fence digest args tooldef policy view reason quorum rule code grant use"),
         example(
             APPROVAL,
             decision={"value": "approve", "by": "reviewers"},

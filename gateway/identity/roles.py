@@ -21,6 +21,9 @@ class Permission(StrEnum):
     CLOSE_ALARMS = "alarms.close"
     BEGIN_PAUSES = "pauses.begin"
     END_PAUSES = "pauses.end"
+    BREAK_GLASS = "requests.break_glass"
+    END_GRANTS = "grants.end"
+    DELEGATE = "delegations.write"
     READ_EXCHANGES = "exchanges.read"
     READ_SERVERS = "servers.read"
     WRITE_SERVERS = "servers.write"
@@ -43,6 +46,9 @@ SENTENCES: Mapping[Permission, str] = MappingProxyType(
         Permission.CLOSE_ALARMS: "Close alarms that one has not caused, with a note.",
         Permission.BEGIN_PAUSES: "Stop releasing calls: all of them, an app's or a server's.",
         Permission.END_PAUSES: "End a pause, so that calls are released again.",
+        Permission.BREAK_GLASS: "Approve one request alone in an emergency.",
+        Permission.END_GRANTS: "End remembered approvals.",
+        Permission.DELEGATE: "Say who stands in for oneself, from when to when.",
         Permission.READ_EXCHANGES: "See what each app asked, round by round, and what came of it.",
         Permission.READ_SERVERS: "See registered servers and their tool definitions.",
         Permission.WRITE_SERVERS: "Register, change, test and remove servers; accept definitions.",
@@ -89,7 +95,18 @@ ROLES: Mapping[str, Role] = MappingProxyType(
             "reviewer",
             "Decides approval requests, and sees what a viewer sees.",
             _VIEWER
-            | {Permission.REVIEW_REQUESTS, Permission.CLOSE_ALARMS, Permission.BEGIN_PAUSES},
+            | {
+                Permission.REVIEW_REQUESTS,
+                Permission.CLOSE_ALARMS,
+                Permission.BEGIN_PAUSES,
+                Permission.END_GRANTS,
+                Permission.DELEGATE,
+            },
+        ),
+        "break_glass": Role(
+            "break_glass",
+            "May approve one request alone in an emergency, which raises an alarm.",
+            _VIEWER | {Permission.BREAK_GLASS},
         ),
         "auditor": Role(
             "auditor",
@@ -99,7 +116,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "admin": Role(
             "admin",
             "Configures servers, apps, policies and users; needs the reviewer role to decide.",
-            frozenset(Permission) - {Permission.REVIEW_REQUESTS},
+            frozenset(Permission) - {Permission.REVIEW_REQUESTS, Permission.BREAK_GLASS},
         ),
     }
 )

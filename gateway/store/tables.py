@@ -193,7 +193,7 @@ class Pause(SQLModel, table=True):
 
 
 class User(SQLModel, table=True):
-    """A person who signs in here. `roles`: viewer, reviewer, auditor, admin."""
+    """A person who signs in here. `roles`: viewer, reviewer, break_glass, auditor, admin."""
 
     __tablename__ = "users"
     id: str = Field(primary_key=True)

@@ -196,10 +196,14 @@ async def test_a_decision_taken_by_another_process_resumes_the_hold(mortal: Mort
     request = (await gateway.pending())[0]
     services = create_services(mortal.settings)
     from gateway.approvals import review
+    from gateway.audit.records import SYSTEM
+    from gateway.identity import people
     from gateway.telemetry import utc_now
 
+    new = people.NewUser("else@example.org", ("reviewer",))
+    user = await people.create_user(services.ledger, new, actor=SYSTEM, now=utc_now())
     reviewer = review.Reviewer(
-        "usr_else", "else@example.org", frozenset({"reviewer"}), frozenset(), "cli", "host"
+        user.id, user.email, frozenset({"reviewer"}), frozenset(), "cli", "host"
     )
     submission = review.Submission(request["id"], "approve", request["digest"])
     await review.review(services.approvals, reviewer, submission, now=utc_now())

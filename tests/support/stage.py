@@ -36,7 +36,7 @@ from gateway.policy.rules import parse
 from gateway.registry.directory import Directory
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.tables import App, Server, ToolDefinition
+from gateway.store.tables import App, ReviewerGroup, Server, ToolDefinition, User
 from gateway.telemetry import Clock
 from tests.support.ledger import make_ledger, running
 
@@ -114,6 +114,27 @@ class Stage:
         transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
         return httpx2.AsyncClient(transport=transport, base_url=self.url, headers=sent)
 
+    async def reviewer(self, email: str, *roles: str, groups: tuple[str, ...] = ()) -> Reviewer:
+        """Somebody who reviews over the API; with the reviewer role, unless others are named."""
+        user_id = f"usr_{email}".replace("@", "_")
+        async with self.db.transaction() as session:
+            if await session.get(User, user_id) is None:
+                named = list(roles or ("reviewer",))
+                session.add(User(id=user_id, email=email, roles=named, created_at=self.clock()))
+            for name in groups:
+                group = await session.get(ReviewerGroup, name)
+                members = {*(group.members if group else ()), email}
+                await session.merge(ReviewerGroup(name=name, members=sorted(members)))
+        user = await people.read(self.db, user_id)
+        return Reviewer(
+            user.id,
+            user.email,
+            frozenset(user.roles),
+            frozenset(user.groups),
+            channel="api",
+            auth="token",
+        )
+
     # --- calls ------------------------------------------------------------------------------
 
     async def ask(self, wish: Wish | None = None) -> str:
@@ -185,14 +206,7 @@ class Stage:
         self, approval_id: str, verdict: str, email: str = "bo@example.org", reason: str = "Checked"
     ) -> ApprovalView:
         """A review by somebody else, over the API."""
-        reviewer = Reviewer(
-            f"usr_{email}".replace("@", "_"),
-            email,
-            frozenset({"reviewer"}),
-            frozenset(),
-            channel="api",
-            auth="token",
-        )
+        reviewer = await self.reviewer(email)
         digest = (await self.read(approval_id)).digest
         submission = Submission(approval_id, verdict, digest, reason, None)
         return await review.review(self.approvals, reviewer, submission, now=self.clock())

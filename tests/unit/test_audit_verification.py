@@ -378,14 +378,14 @@ def A_21_approved_by_people_although_policy_denied(t: Teller) -> None:
     t.decided("a")
 
 
-@tells("decision by grant", 3)
+@tells("decision without grant", 3)
 def A_23_approved_by_a_grant(t: Teller) -> None:
     t.ruled("a", "hold")
     t.requested("a")
     t.decided("a", by="grant", actor=SYSTEM)
 
 
-@tells("decision by grant", 2)
+@tells("decision without grant", 2)
 def A_23_denied_by_a_grant(t: Teller) -> None:
     t.requested("a")
     t.decided("a", "deny", "grant", actor=SYSTEM)

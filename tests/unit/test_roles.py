@@ -16,9 +16,10 @@ VIEWER = {
 }
 MATRIX = {
     "viewer": VIEWER,
-    "reviewer": VIEWER | {"requests.review"},
+    "reviewer": VIEWER | {"requests.review", "grants.end", "delegations.write"},
+    "break_glass": VIEWER | {"requests.break_glass"},
     "auditor": VIEWER | {"audit.read", "audit.export", "users.read"},
-    "admin": {p.value for p in Permission} - {"requests.review"},
+    "admin": {p.value for p in Permission} - {"requests.review", "requests.break_glass"},
 }
 
 

@@ -125,10 +125,14 @@ class Teller:
             view.end_user,
         )
         why = lifecycle.barrier(standing, reader.email, reader.groups)
-        return self._barrier(standing, why, address) if why is not None else None
+        return self._barrier(standing, why, address, reader.groups) if why is not None else None
 
-    def _barrier(self, standing: lifecycle.Standing, why: str, address: str) -> str:
-        if standing.owner is not None and standing.owner.casefold() == address:
+    def _barrier(
+        self, standing: lifecycle.Standing, why: str, address: str, groups: frozenset[str]
+    ) -> str:
+        mine = lifecycle.Person(address, groups)
+        own = lifecycle.conflict(standing, mine) is not None
+        if own and not (standing.end_user and standing.end_user.casefold() == address):
             return self.say(N_("You own the app that asks; somebody else has to decide."))
         if standing.end_user is not None and standing.end_user.casefold() == address:
             return self.say(N_("You are named as the end user; somebody else has to decide."))
