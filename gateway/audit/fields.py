@@ -153,6 +153,7 @@ FIELDS: Mapping[str, Field] = MappingProxyType(
         "stored": Field("boolean", "whether the upstream keeps the response"),
         "streamed": Field("boolean", "whether the answer was a stream"),
         "to": Field("text", "the state after"),
+        "tools": Field("list of texts", "the names of tools"),
         "token_id": Field("text", "the public id of the token, never the token"),
         "tooldef": Field("digest", "the tool definition: name, description, schema"),
         "url": Field("text", "the address of the server"),

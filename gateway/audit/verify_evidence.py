@@ -36,7 +36,8 @@ KINDS = frozenset(
     """
     alarm.closed alarm.raised
     app.changed app.created app.removed app_key.created app_key.revoked approval.decided
-    approval.requested approval.reviewed call.ruled call.shadowed config.applied credential.written
+    approval.requested approval.reviewed call.preallowed call.ruled call.shadowed
+    config.applied credential.written
     exchange.finished exchange.opened execution.mismatch execution.observed export.made
     group.changed ledger.heartbeat ledger.started link.created payload.read policy.activated
     policy.saved policy.shadow_begun policy.shadow_ended
@@ -276,7 +277,9 @@ def differ(facts: Facts, asked: Facts) -> bool:
 class Story:
     """What the records have told of one approval request; steps yield what cannot have happened."""
 
-    __slots__ = "alarmed asked askers decision differs fences first quorum ruling verdicts".split()
+    __slots__ = (
+        "alarmed asked askers decision differs fences first leave quorum ruling verdicts".split()
+    )
 
     def __init__(self) -> None:
         self.ruling: tuple[str, str | None, Facts | None] = ("", None, None)  # effect, policy
@@ -287,6 +290,7 @@ class Story:
         self.verdicts: dict[str, str] = {}
         self.decision = ""
         self.fences: dict[Any, str] = {}  # outcome by fence, "" while it is open
+        self.leave: set[tuple[Any, ...]] = set()  # exchange, server, tool, policy
         self.differs = -1
         self.alarmed = False
 
@@ -366,7 +370,12 @@ class Story:
     def observe(self, index: int, record: dict[str, Any]) -> Iterator[str]:
         """What became of it: one outcome for one release, and what was approved."""
         fence, match = record.get("fence", next(reversed(self.fences), None)), record.get("match")
-        before, asked = self.fences.get(fence), self.asked.mark if self.asked else None
+        asked = self.asked.mark if self.asked else None
+        # Policy allowed it, and the upstream had leave not to ask.
+        leave = (*facts(record)[:3], self.ruling[1]) in self.leave
+        if leave and not self.fences and (self.decision, self.ruling[0]) == ("approve", "allow"):
+            self.fences[fence] = ""
+        before = self.fences.get(fence)
         if match is not False:
             yield from self.same(record, asked)
         if before is None and record["outcome"] != "not_sent":
@@ -405,6 +414,7 @@ class Folder:
         self.names = dict.fromkeys(sorted(self.walk(root)))
         self.faults: list[tuple[int, int, str]] = []  # layer, record or -1, text
         self.stories: dict[str, Story] = {}
+        self.leave: set[tuple[Any, ...]] = set()
         self.ids: set[int] = set()
         self.opened: tuple[bytes, Head] | None = None
         self.epoch = 0
@@ -613,9 +623,14 @@ class Folder:
             self.epoch = record["epoch"]
         elif kind == "execution.mismatch" and "approval" not in subject:
             pass  # something that nobody had asked for
+        elif kind == "call.preallowed":
+            of = subject.get("exchange"), subject.get("server")
+            self.leave.update((*of, tool, record["policy"]) for tool in record["tools"])
         elif kind in STEPS and record.get("approve") is not False:
             name = subject["approval"]
-            for text in STEPS[kind](self.stories.setdefault(name, Story()), index, record):
+            story = self.stories.setdefault(name, Story())
+            story.leave = self.leave
+            for text in STEPS[kind](story, index, record):
                 self.fault(ORDER, f"{name} {text}", index)
 
     def check_payloads(self) -> None:

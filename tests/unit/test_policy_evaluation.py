@@ -15,6 +15,7 @@ from gateway.policy import (
     Effect,
     Policy,
     Ruling,
+    always_allows,
     combine,
     evaluate,
     parse,
@@ -328,3 +329,29 @@ def test_r_14_a_condition_may_ask_for_what_was_pinned_and_only_narrow_itself() -
         facts = call(definition={"annotations": claimed})
         assert ruled([read_only], facts).effect is Effect.HOLD
     assert ruled([read_only, rule("d", "deny")], claims).effect is Effect.DENY
+
+
+@given(_rules(), st.sampled_from(['{"n": 2}', '{"n": 4}', "{", '{"n": 9, "n": 1}']))
+def test_what_is_always_allowed_is_allowed_whatever_the_arguments(
+    rules: list[Any], arguments: str
+) -> None:
+    name = always_allows(parse(rules), "bot", "crm", "get_contact")
+    if name is not None:
+        assert ruled(rules, call(arguments)).effect is Effect.ALLOW
+
+
+@pytest.mark.parametrize(
+    ("rules", "name"),
+    [
+        ([], None),
+        ([rule("a", "allow")], "a"),
+        ([rule("b", "allow"), rule("a", "allow", when="args.n > 3")], "b"),
+        ([rule("a", "allow", when="true")], None),
+        ([rule("a", "allow"), rule("h", "hold", when="false")], None),
+        ([rule("a", "allow"), rule("d", "deny", match={"tool": "get_*"}, when="args.n > 3")], None),
+        ([rule("a", "allow"), rule("d", "deny", match={"tool": "set_*"})], "a"),
+        ([rule("a", "allow", match={"app": "other"})], None),
+    ],
+)
+def test_what_is_always_allowed(rules: list[Any], name: str | None) -> None:
+    assert always_allows(parse(rules), "bot", "crm", "get_contact") == name

@@ -1,0 +1,106 @@
+"""Leave given beforehand: for tools of which every call is allowed, Azure need not ask.
+
+Only where nothing could hold or deny a call: one unconditional rule allows it and no other rule
+could say otherwise, the app does not ask for it either, nothing is paused, and the tool is as it
+was pinned. What Azure is told stands in the signed ledger first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from gateway.approvals.decisions import Approvals
+from gateway.approvals.holding import Leave, Rules
+from gateway.approvals.kept import Kept
+from gateway.audit import records
+from gateway.audit.records import SYSTEM
+from gateway.exchange.messages import ServerFacts
+from gateway.policy import always_allows
+from gateway.store.tables import Pause, ToolDefinition
+
+#: As many names as one record holds; the others are asked for as ever.
+_MOST_NAMES, _MOST_CHARACTERS = 40, 1500
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A round about to be sent: its number, and the servers behind its labels."""
+
+    round: int
+    servers: Mapping[str, ServerFacts]
+
+
+async def give_leave(
+    context: Approvals, kept: Kept, coming: Coming, rules: Rules, *, now: datetime
+) -> dict[tuple[str, str], Leave]:
+    """Say, by label and tool, what need not be asked for; recorded, and in the signed head."""
+    async with context.db.reading() as session:
+        if await _paused(session):
+            return {}
+        tools = {
+            label: await _as_pinned(session, server) for label, server in coming.servers.items()
+        }
+    found = {
+        (label, tool): Leave(coming.servers[label], rule, rules.policy_digest)
+        for label, names in tools.items()
+        for tool, rule in _always_allowed(kept, label, coming.servers[label], rules, names)
+    }
+    if not found:
+        return {}
+    async with context.ledger.transaction() as tx:
+        for record in _records(kept, coming, found, now):
+            tx.record(record)
+    await tx.sealed()
+    return found
+
+
+async def _paused(session: AsyncSession) -> bool:
+    # Whatever it covers: while somebody has stopped something, everything is asked for.
+    pauses = select(Pause.id).where(col(Pause.ended_at).is_(None)).limit(1)
+    return (await session.exec(pauses)).first() is not None
+
+
+async def _as_pinned(session: AsyncSession, server: ServerFacts) -> list[str]:
+    same = select(ToolDefinition.name).where(
+        col(ToolDefinition.server_id) == server.id,
+        col(ToolDefinition.pinned_digest) == col(ToolDefinition.listed_digest),
+    )
+    return sorted(await session.exec(same))
+
+
+def _always_allowed(
+    kept: Kept, label: str, server: ServerFacts, rules: Rules, names: list[str]
+) -> Iterator[tuple[str, str]]:
+    strict = rules.strict.get(label, frozenset())
+    if strict is None:
+        return
+    left = _MOST_CHARACTERS
+    for number, tool in enumerate(names):
+        rule = always_allows(rules.policy, kept.app_name, server.label, tool)
+        left -= len(tool.encode())
+        if number >= _MOST_NAMES or left < 0:
+            return
+        if rule is not None and tool not in strict:
+            yield tool, rule
+
+
+def _records(
+    kept: Kept, coming: Coming, found: Mapping[tuple[str, str], Leave], now: datetime
+) -> Iterator[records.Record]:
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for (label, tool), leave in found.items():
+        groups.setdefault((label, leave.rule, leave.policy_digest), []).append(tool)
+    for (label, rule, policy), tools in groups.items():
+        yield records.make(
+            "call.preallowed",
+            now=now,
+            actor=SYSTEM,
+            subject={**kept.subject, "server": coming.servers[label].label},
+            key=f"{coming.round}:{label[:60]}:{rule}",
+            fields={"policy": policy, "rule": rule, "tools": tools, "round": coming.round},
+        )
