@@ -114,6 +114,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         approval_expires=settings.approval_expires,
         grace=settings.disconnect_grace,
         keepalive=settings.keepalive,
+        allow_at_azure=settings.allow_at_azure,
     )
     heartbeat = settings.heartbeat.total_seconds()
     creation = Creation(

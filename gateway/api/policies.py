@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from gateway.api.access import After, House, may
 from gateway.approvals import shadows, simulation
@@ -61,7 +61,7 @@ class SimulateIn(BaseModel):
     rules: list[dict[str, Any]] | None = Field(None, max_length=1000)
     number: int | None = None
     last: int = Field(1000, ge=1, le=simulation.LAST_AT_MOST)
-    since: Annotated[datetime, Field(strict=False)] | None = None
+    since: Annotated[AwareDatetime, Field(strict=False)] | None = None
     after: str | None = Field(None, max_length=200)
     limit: int = Field(50, ge=1, le=200)
 

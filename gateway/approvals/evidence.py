@@ -19,8 +19,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.late import TELLING, Finding
 from gateway.approvals.reading import Opener
-from gateway.exchange.machine import arguments_text
 from gateway.exchange.messages import Json
+from gateway.exchange.reports import arguments_text
 from gateway.store.tables import ApprovalRequest, Evidence, Exchange, ResponseId
 
 #: When is looked, counted from the moment at which the outcome was given up as unknown.

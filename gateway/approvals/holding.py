@@ -6,6 +6,7 @@ at once, so that every call has one life to follow) and the audit records.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,14 +24,14 @@ from gateway.approvals.standing import Fallen
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
-from gateway.exchange.messages import Answer, Call, Json, ServerFacts
+from gateway.exchange.messages import Answer, Call, Json, Ran, ServerFacts
 from gateway.policy.evaluation import CallFacts, Ruling
 from gateway.policy.risk import RiskSignal
 from gateway.policy.rules import Effect, Policy
 from gateway.registry.pauses import PauseView
 from gateway.store.ids import new_id
 from gateway.store.tables import ApprovalRequest, ToolDefinition
-from gateway.telemetry import decisions_total
+from gateway.telemetry import decisions_total, executions_total
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,57 @@ async def open_hold(
     return opened, ids
 
 
+@dataclass(frozen=True)
+class Leave:
+    """What Azure was told about one tool: that it need not ask, by which rule of which policy."""
+
+    server: ServerFacts
+    rule: str
+    policy_digest: str
+
+
+async def record_ran(
+    context: Approvals, kept: Kept, ran: Ran, leave: Leave, *, now: datetime
+) -> tuple[str, bool]:
+    """Keep a call that was made on leave, as one that policy allowed, with what became of it.
+
+    Waits for the signed head. Returns its id, and whether its definition had changed.
+    """
+    server = leave.server
+    # Azure gives such a call no request id; ids of items may stand in several rounds.
+    name = f"{views.UNASKED}{ran.call.round}:{ran.call.request_id}"
+    call = dataclasses.replace(ran.call, request_id=name)
+    async with context.db.reading() as session:
+        definition = await session.get(ToolDefinition, (server.id, call.tool))
+    asked = _Asked(call, server, definition, None)
+    facts = _facts(kept, asked)
+    # Nothing is left to rule on; what stands out is shown to whoever looks.
+    found = (await context.rulings.assess(Policy(), facts, now)).signals
+    why = f"Rule {leave.rule!r} allows every call of this tool, so that Azure did not ask."
+    risks = (*_changed(definition), *found)
+    item = _Ruled(asked, Ruling(Effect.ALLOW, leave.rule, why), risks)
+    rules = Rules(Policy(), leave.policy_digest, {}, timedelta(0))
+    async with context.ledger.transaction() as tx:
+        opened = _open(tx, context, kept, item, rules, now)
+        await tx.session.flush()
+        row = await tx.session.get_one(ApprovalRequest, opened.approval_id)
+        row.execution, row.executed_at = ran.outcome, now
+        tx.session.add(row)
+        tx.record(
+            records.make(
+                "execution.observed",
+                now=now,
+                actor=SYSTEM,
+                subject=subject(row),
+                fields={"outcome": ran.outcome, "round": call.round},
+            )
+        )
+    executions_total.labels(outcome=ran.outcome).inc()
+    await tx.sealed()
+    await context.wakeups.notify()
+    return opened.approval_id, bool(_changed(definition))
+
+
 async def _rule_all(context: Approvals, ended: Round, rules: Rules, now: datetime) -> list[_Ruled]:
     async with context.db.reading() as session:
         asked = [await _look_up(session, ended, call) for call in ended.calls]
@@ -143,22 +195,14 @@ async def _look_up(session: AsyncSession, ended: Round, call: Call) -> _Asked:
 async def _rule(
     context: Approvals, kept: Kept, asked: _Asked, rules: Rules, now: datetime
 ) -> _Ruled:
-    call, server, definition = asked.call, asked.server, asked.definition
     if (refusal := _refusal(asked)) is not None:
         return _Ruled(asked, Ruling(Effect.DENY, None, refusal), ())
-    facts = CallFacts(
-        app=kept.app_name,
-        server=server.label,
-        tool=call.tool,
-        arguments=call.arguments,
-        end_user=kept.end_user,
-        definition=definition.pinned if definition else None,
-    )
+    facts = _facts(kept, asked)
     assessment = await context.rulings.assess(rules.policy, facts, now)
     ruling = assessment.ruling
     if ruling.effect is Effect.ALLOW:
         ruling = _stricter(ruling, kept, asked, rules)
-    risks = (*_changed(definition), *assessment.signals)
+    risks = (*_changed(asked.definition), *assessment.signals)
     shadow = await shadows.ruling(context.rulings, rules.shadow, facts, now)
     return _Ruled(asked, ruling, risks, shadow)
 
@@ -181,6 +225,17 @@ async def _remembered(
     definition_digest = definition.listed_digest if definition else None
     asked = Asked(kept, server, call.tool, call.arguments, definition_digest, item.ruling)
     return replace(item, use=await grants.answer(tx, context.envelope, asked, now))
+
+
+def _facts(kept: Kept, asked: _Asked) -> CallFacts:
+    return CallFacts(
+        app=kept.app_name,
+        server=asked.server.label,
+        tool=asked.call.tool,
+        arguments=asked.call.arguments,
+        end_user=kept.end_user,
+        definition=asked.definition.pinned if asked.definition else None,
+    )
 
 
 def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:

@@ -172,6 +172,7 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
             select(ApprovalRequest).where(
                 ApprovalRequest.exchange_id == exchange_id,
                 ApprovalRequest.round == exchange.rounds - 1,
+                ~col(ApprovalRequest.upstream_id).startswith(views.UNASKED),
             )
         )
         rows = [await _standing(session, row) for row in found.all()]

@@ -41,6 +41,7 @@ _CODES = {
     "executed without an approval": "executed_without_approval",
     "not released, or twice": "not_released_or_twice",
     "not the call approved": "arguments_differ",
+    "called without asking, and its definition has changed": "definition_changed",
 }
 
 

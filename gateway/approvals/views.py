@@ -13,6 +13,10 @@ import orjson
 T = TypeVar("T")
 
 
+#: What the upstream id of a call begins with that Azure made without asking.
+UNASKED = "unasked:"
+
+
 @dataclass(frozen=True)
 class Page(Generic[T]):
     """Part of a list; `next` is the cursor of what follows, None at the end."""

@@ -166,6 +166,7 @@ FIELDS: Mapping[str, Field] = MappingProxyType(
         "successor": Field("text", "the id of the request that asks anew"),
         "terms": Field("digest", "blinded digest of everything that was granted"),
         "to": Field("text", "the state after"),
+        "tools": Field("list of texts", "the names of tools"),
         "token_id": Field("text", "the public id of the token, never the token"),
         "tooldef": Field("digest", "the tool definition: name, description, schema"),
         "url": Field("text", "the address of the server"),

@@ -66,8 +66,10 @@ class Grammar:
         self._ruled_before: dict[str, tuple[Ruling, tuple[object, ...]]] = {}
         self._disabled: set[str] = set()
         self._grants: dict[str, Granted] = {}
+        self._leave: set[tuple[object, ...]] = set()
         self._rules = {
             "ledger.started": self._started,
+            "call.preallowed": self._preallowed,
             "call.ruled": self._ruled,
             "approval.requested": self._requested,
             "approval.reviewed": self._reviewed,
@@ -105,6 +107,19 @@ class Grammar:
         if record["epoch"] <= self._epoch:
             yield "epoch went back", f"election {record['epoch']} follows election {self._epoch}"
         self._epoch = record["epoch"]
+
+    def _preallowed(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        exchange, server = (record["subject"].get(name) for name in ("exchange", "server"))
+        self._leave.update((exchange, server, tool, record["policy"]) for tool in record["tools"])
+        yield from ()
+
+    def _has_leave(self, story: Story, record: Mapping[str, Any]) -> bool:
+        """Whether policy allowed the call, and Azure had been told that it need not ask."""
+        if story.ruling is None or story.ruling.effect != "allow" or story.released:
+            return False
+        names = (record["subject"].get(name) for name in _SUBJECT)
+        allowed = (*names, story.ruling.policy) in self._leave
+        return allowed and story.decision == ("approve", "policy")
 
     def _ruled(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name, story = self._story(record)
@@ -277,6 +292,8 @@ class Grammar:
         if story is None:
             yield "execution without request", f"{name} was never requested"
             return
+        if self._has_leave(story, record):
+            story.released[None] = ""
         yield from _outcome(name, story, record)
         if record.get("match") is not False:
             yield from _same(story, {**record, "args": {}})

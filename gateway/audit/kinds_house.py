@@ -118,6 +118,20 @@ CONFIGURATION = {
         ("number",),
         example({"policy": "pol_01"}, policy=HASH, number=4),
     ),
+    "call.preallowed": Kind(
+        "A round goes out with leave for Azure to call these tools unasked, as a rule allows.",
+        "Tools of {server} may be called unasked: {tools}.",
+        ("exchange", "server"),
+        ("policy", "rule", "tools"),
+        ("round",),
+        example(
+            {"exchange": "exc_01", "app": "app_01", "server": "crm"},
+            policy=HASH,
+            rule="reads-are-fine",
+            tools=["get_contact"],
+            round=0,
+        ),
+    ),
     "call.shadowed": Kind(
         "What the version in shadow would have said about a call; nothing follows from it.",
         "A policy in shadow would have said {effect} for {tool} on {server}.",

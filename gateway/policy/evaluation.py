@@ -97,6 +97,17 @@ def unevaluated(policy: Policy, call: CallFacts, why: str) -> list[Hit]:
     ]
 
 
+def always_allows(policy: Policy, app: str, server: str, tool: str) -> str | None:
+    """The rule by which every call of a tool is allowed, whatever its arguments or the time.
+
+    None as soon as one rule could hold or deny a call of it.
+    """
+    candidates = policy.candidates(app, server, tool)
+    if any(rule.effect is not Effect.ALLOW for rule in candidates):
+        return None
+    return min((rule.name for rule in candidates if rule.when is None), default=None)
+
+
 def is_light(policy: Policy, call: CallFacts) -> bool:
     """Whether `evaluate` is known to take a few milliseconds at most, whatever the call says."""
     if len(call.arguments) > _LIGHT_ARGUMENTS:

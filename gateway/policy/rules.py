@@ -248,11 +248,13 @@ class _Reader:
                 return text
             case None:
                 self.report((), "needs a name")
-            case _:
+            case given:
+                # YAML reads a bare `no` or `7` as something else than text.
+                quotes = "" if isinstance(given, str) else "; put it in quotes"
                 self.report(
                     ("name",),
                     "must be 1 to 80 letters, digits, dots, dashes or underscores, "
-                    "beginning with a letter or digit",
+                    f"beginning with a letter or digit{quotes}",
                 )
         return ""
 

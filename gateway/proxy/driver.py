@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_never
 
-from gateway.approvals import decisions, exchanges, holding, reading, release
+from gateway.approvals import decisions, exchanges, holding, preallowing, reading, release
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.exchanges import Ending
 from gateway.approvals.kept import Kept
 from gateway.approvals.release import Fell, Sending
 from gateway.approvals.standing import Fallen, Waits
 from gateway.errors import GatepassError
+from gateway.exchange.enforcement import with_leave
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import (
     Broken,
@@ -39,6 +41,7 @@ from gateway.exchange.messages import (
     Listed,
     Mismatch,
     Observed,
+    Ran,
     Reopened,
     ServerFacts,
     Started,
@@ -66,6 +69,7 @@ class Tools:
     approval_expires: timedelta
     grace: timedelta
     keepalive: timedelta
+    allow_at_azure: bool = False
 
 
 class Driver:
@@ -90,6 +94,7 @@ class Driver:
         self._sign_of_life = 0.0  # when the app last got one while it waits
         self._last: list[Emit] = []  # the frames of the end
         self._sending: set[str] = set()  # marked as being sent, not observed yet
+        self._leave: dict[tuple[str, str], holding.Leave] = {}  # by label and tool, of this round
         self._following: str | None = None  # the round that was sent before this process began
 
     def cancel(self, reason: str) -> None:
@@ -161,17 +166,24 @@ class Driver:
                         self._last.append(command)
                     else:
                         self._live.emit(command)
-                case Listed():
-                    await self._listed(command)
-                case Observed():
-                    await self._observed(command)
-                case Mismatch():
-                    await self._mismatch(command)
                 case Forward() | Hold() | Finished():
                     return command
                 case _:
-                    assert_never(command)
+                    await self._note(command)
         return None
+
+    async def _note(self, command: Listed | Observed | Ran | Mismatch) -> None:
+        match command:
+            case Listed():
+                await self._listed(command)
+            case Observed():
+                await self._observed(command)
+            case Ran():
+                await self._ran(command)
+            case Mismatch():
+                await self._mismatch(command)
+            case _:
+                assert_never(command)
 
     async def _listed(self, listed: Listed) -> None:
         server = self._servers().get(listed.server_label)
@@ -189,6 +201,18 @@ class Driver:
         now = self._tools.clock()
         await release.observe(self._context, self._kept, approval_id, observed, now=now)
         self._sending.discard(approval_id)
+
+    async def _ran(self, ran: Ran) -> None:
+        call, now = ran.call, self._tools.clock()
+        leave = self._leave[call.server_label, call.tool]
+        approval_id, changed = await holding.record_ran(
+            self._context, self._kept, ran, leave, now=now
+        )
+        if changed:
+            # Azure saw the new definition before anybody here could.
+            why = "called without asking, and its definition has changed"
+            mismatch = Mismatch(None, call.server_label, call.tool, why)
+            await release.mismatch(self._context, self._kept, mismatch, approval_id, now=now)
 
     async def _mismatch(self, mismatch: Mismatch) -> None:
         log.error("execution.mismatch", exchange=self._kept.id, why=mismatch.why)
@@ -209,6 +233,7 @@ class Driver:
 
     async def _forward(self, turn: Forward) -> Turn:
         try:
+            turn = await self._with_leave(turn)
             instead = await self._claim(turn)
         except GatepassError as error:
             if self._exchange.state != "forwarding":
@@ -232,6 +257,40 @@ class Driver:
                     return next_turn
         broken = Broken("Azure's answer ended without an end.", sent=True)
         return await self._carry_out(self._exchange.receive(broken))
+
+    async def _with_leave(self, turn: Forward) -> Forward:
+        """The round with what Azure need not ask for. Not where this process may not be there to
+        see what is called, or the app goes on by itself.
+        """
+        plan = self._exchange.plan
+        self._leave = {}
+        if not self._tools.allow_at_azure or self._kept.background or plan.show_approvals:
+            return turn
+        version = self._tools.directory.view.version
+        coming = preallowing.Coming(turn.round, self._servers(), version)
+        self._leave = await preallowing.give_leave(
+            self._context, self._kept, coming, self._rules(), now=self._tools.clock()
+        )
+        if not self._leave:
+            return turn
+        tools: dict[str, list[str]] = {}
+        for label, tool in self._leave:
+            tools.setdefault(label, []).append(tool)
+        self._exchange.give_leave(tools)
+        body = with_leave(turn.body, turn.bindings, tools)
+        replay = turn.replay and with_leave(turn.replay, turn.bindings, tools)
+        return dataclasses.replace(turn, body=body, replay=replay)
+
+    def _rules(self) -> holding.Rules:
+        view = self._tools.directory.view
+        return holding.Rules(
+            view.policy,
+            view.policy_digest,
+            self._assignment.strict,
+            self._tools.approval_expires,
+            view.shadow,
+            view.pauses,
+        )
 
     async def _claim(self, turn: Forward) -> Turn | None:
         """Mark what is about to be sent; else what comes instead. A first round without answers
@@ -313,7 +372,6 @@ class Driver:
         waits: bool = True,
         fallen: Mapping[str, Fallen] | None = None,
     ) -> list[holding.Opened]:
-        view = self._tools.directory.view
         opened, self._approvals = await holding.open_hold(
             self._context,
             holding.Round(
@@ -324,14 +382,7 @@ class Driver:
                 self._document() if waits else None,
                 fallen or {},
             ),
-            holding.Rules(
-                view.policy,
-                view.policy_digest,
-                self._assignment.strict,
-                self._tools.approval_expires,
-                view.shadow,
-                view.pauses,
-            ),
+            self._rules(),
             now=self._tools.clock(),
         )
         return opened

@@ -32,7 +32,7 @@ from gateway.audit.records import SYSTEM
 from gateway.config import Settings
 from gateway.exchange.messages import Call, Observed, ServerFacts
 from gateway.identity import login, people
-from gateway.policy.rules import parse
+from gateway.policy.rules import Policy, parse
 from gateway.registry.directory import Directory
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
@@ -77,6 +77,7 @@ class Stage:
         self.directory = Directory(db)
         self.approvals = Approvals(self.ledger, self.envelope, self.wakeups)
         self.kept: dict[str, Kept] = {}
+        self.shadow: Policy | None = None
         self._calls = 0
         self.services = SimpleNamespace(
             settings=Settings(public_url=url, listen=url.removeprefix("http://")),
@@ -160,7 +161,7 @@ class Stage:
         rule = {"name": "money-needs-a-person", "effect": "hold", "match": {}, **wish.rule}
         saved = {"machine": {"stitcher": {"round": 0}}}
         ended = Round(kept, [call], {wish.server: server}, {}, saved)
-        rules = Rules(parse([rule]), "sha256:" + "1" * 64, {}, timedelta(hours=1))
+        rules = Rules(parse([rule]), "sha256:" + "1" * 64, {}, timedelta(hours=1), self.shadow)
         opened, _ = await holding.open_hold(self.approvals, ended, rules, now=now)
         self.kept[opened[0].approval_id] = kept
         await self.directory.reload()
@@ -233,3 +234,4 @@ async def stage(db: Database, clock: Clock, url: str = URL) -> AsyncIterator[Sta
             yield played
         finally:
             watching.cancel()
+            played.approvals.rulings.close()

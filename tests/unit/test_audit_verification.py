@@ -263,6 +263,78 @@ def A_20_outcome_without_intent(t: Teller) -> None:
     t.executed("a")
 
 
+def unasked(t: Teller, *tools: str, effect: str = "allow", **leave: str) -> None:
+    t.preallowed("a", *tools, **leave)
+    t.ruled("a", effect)
+    t.requested("a", actor=SYSTEM)
+
+
+def executed_unasked(t: Teller, outcome: str = "executed") -> None:
+    t.add("execution.observed", SYSTEM, t.subject("a"), outcome=outcome)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_with_leave_for_another_tool(t: Teller) -> None:
+    unasked(t, "read_email")
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_with_leave_of_another_policy(t: Teller) -> None:
+    unasked(t, "send_email", policy="sha256:" + "7" * 64)
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_with_leave_of_another_exchange(t: Teller) -> None:
+    t.preallowed("b", "send_email")
+    t.ruled("a")
+    t.requested("a", actor=SYSTEM)
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_before_the_leave(t: Teller) -> None:
+    t.ruled("a")
+    t.requested("a", actor=SYSTEM)
+    t.decided("a", by="policy", actor=SYSTEM)
+    t.add("exchange.finished", SYSTEM, {"exchange": "exc_a"}, outcome="done")
+    executed_unasked(t)
+    t.preallowed("a", "send_email")
+
+
+@tells("execution without release", 4)
+def A_20_unasked_before_it_was_decided(t: Teller) -> None:
+    unasked(t, "send_email")
+    executed_unasked(t)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_although_policy_held_it(t: Teller) -> None:
+    unasked(t, "send_email", effect="hold")
+    t.reviewed("a")
+    executed_unasked(t)
+
+
+@tells("two outcomes", 6)
+def A_22_unasked_twice(t: Teller) -> None:
+    unasked(t, "send_email")
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+    executed_unasked(t)
+
+
+@tells("released twice", 6)
+def A_22_unasked_and_released_as_well(t: Teller) -> None:
+    unasked(t, "send_email")
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+    t.released("a")
+
+
 @tells("release without decision", 2)
 def A_21_intent_without_decision(t: Teller) -> None:
     t.requested("a")
@@ -691,6 +763,21 @@ def allowed_by_a_rule(t: Teller) -> None:
     t.decided("a", by="policy", actor=SYSTEM, policy=DIGEST)
     t.released("a")
     t.executed("a")
+
+
+@legal
+def called_unasked_with_leave(t: Teller) -> None:
+    unasked(t, "read_email", "send_email")
+    t.decided("a", by="policy", actor=SYSTEM, policy=DIGEST)
+    executed_unasked(t)
+
+
+@legal
+def called_unasked_and_settled_by_a_person(t: Teller) -> None:
+    unasked(t, "send_email")
+    t.decided("a", by="policy", actor=SYSTEM, policy=DIGEST)
+    executed_unasked(t, "unknown")
+    t.add("execution.observed", SYSTEM, t.subject("a"), outcome="executed", reconciled=True)
 
 
 @legal
