@@ -52,7 +52,9 @@ async def due(context: Approvals, *, now: datetime) -> list[Case]:
         if not rows:
             return []
         looks = await _looks(session, [row.id for row in rows])
-        ready = [row for row in rows if _since(row) + LOOKS[min(looks[row.id], 6)] <= now]
+        ready = [
+            row for row in rows if _since(row) + LOOKS[min(looks[row.id], len(LOOKS) - 1)] <= now
+        ]
         return [await _case(session, context, row, looks[row.id]) for row in ready[:_BATCH]]
 
 

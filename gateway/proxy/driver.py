@@ -221,7 +221,9 @@ class Driver:
         following, self._following = self._following, None
         heard = self._live.hear
         source = (
-            azure.follow(following, turn, wire) if following else azure.round(turn, wire, heard)
+            azure.follow(following, turn, wire)
+            if following
+            else azure.round(turn, wire, heard, self._stopped)
         )
         async with contextlib.aclosing(source) as events:
             async for event in events:
@@ -232,6 +234,13 @@ class Driver:
                     return next_turn
         broken = Broken("Azure's answer ended without an end.", sent=True)
         return await self._carry_out(self._exchange.receive(broken))
+
+    def _stopped(self) -> bool:
+        """Whether a pause has begun for a call of the running round."""
+        view, servers = self._tools.directory.view, self._servers()
+        labels = [servers[call.server_label].label for call in self._exchange.released.values()
+                  if call.server_label in servers]  # fmt: skip
+        return any(view.paused(self._kept.app_name, label) for label in labels)
 
     async def _claim(self, turn: Forward) -> Turn | None:
         """Mark what is about to be sent; else what comes instead. A first round without answers
