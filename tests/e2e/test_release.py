@@ -390,14 +390,14 @@ async def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     looks = tuple(timedelta(seconds=number * 0.7) for number in range(1, 40))
     monkeypatch.setattr(looking, "LOOKS", looks)
     async with AsyncExitStack() as stack:
-        opened = await open_gateway(stack, tmp_path, GATEPASS_UPSTREAM_TIMEOUT="2s")
+        opened = await open_gateway(stack, tmp_path, GATEPASS_UPSTREAM_TIMEOUT="3s")
         yield opened
         await opened.verify()
 
 
 async def test_an_execution_whose_answer_was_lost_is_found_at_azure(impatient: Gateway):
     gateway = impatient
-    request = await unknown(gateway, f"{TRANSFER} fail: slow 3s on resume quirk: goes-on on resume")
+    request = await unknown(gateway, f"{TRANSFER} fail: slow 4s on resume quirk: goes-on on resume")
     found = await evidence(gateway, request["id"], "executed")
     assert found[-1]["arguments_match"] is True
     path = f"/approval-requests/{request['id']}/settlement"
@@ -416,7 +416,7 @@ async def test_an_execution_whose_answer_was_lost_is_found_at_azure(impatient: G
 
 
 async def test_a_call_that_azure_never_made_is_absent(impatient: Gateway):
-    faults = "fail: slow 3s on resume fail: mid-stream-error on resume quirk: goes-on on resume"
+    faults = "fail: slow 4s on resume fail: mid-stream-error on resume quirk: goes-on on resume"
     request = await unknown(impatient, f"{TRANSFER} {faults}")
     await evidence(impatient, request["id"], "absent")
     body = {"outcome": "not_executed", "reason": "Azure ended without it."}
@@ -428,7 +428,7 @@ async def test_a_call_that_azure_never_made_is_absent(impatient: Gateway):
 
 async def test_E_12_a_late_execution_after_it_was_settled_is_an_alarm(impatient: Gateway):
     gateway = impatient
-    request = await unknown(gateway, f"{TRANSFER} fail: slow 7s on resume quirk: goes-on on resume")
+    request = await unknown(gateway, f"{TRANSFER} fail: slow 9s on resume quirk: goes-on on resume")
     body = {"outcome": "not_executed", "reason": "The bank shows nothing."}
     path = f"/approval-requests/{request['id']}/settlement"
     settled = await gateway.api("POST", path, json=body)
