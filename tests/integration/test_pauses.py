@@ -15,6 +15,7 @@ from gateway.audit.records import SYSTEM
 from gateway.errors import Conflict, NotFound, Refused
 from gateway.registry import pauses
 from gateway.registry.pauses import PauseView, Pausing
+from gateway.registry.versions import bump_config
 from gateway.store.database import Database
 from tests.support.clock import FakeClock
 from tests.support.stage import Stage, Wish, stage
@@ -24,6 +25,8 @@ APP = Pausing("app", "support-bot", "looks odd", "ann@example.org")
 
 @pytest.fixture
 async def played(db: Database, clock: FakeClock) -> AsyncIterator[Stage]:
+    async with db.transaction() as session:
+        await bump_config(session)  # as on any installation that has been configured
     async with stage(db, clock) as opened:
         yield opened
 
