@@ -52,7 +52,7 @@ async def due(context: Approvals, *, now: datetime) -> list[Case]:
         if not rows:
             return []
         looks = await _looks(session, [row.id for row in rows])
-        ready = [row for row in rows if _since(row) + LOOKS[min(looks[row.id], 6)] <= now]
+        ready = [row for row in rows if _since(row) + _look(looks[row.id]) <= now]
         return [await _case(session, context, row, looks[row.id]) for row in ready[:_BATCH]]
 
 
@@ -75,6 +75,10 @@ def _open() -> Any:
         )
         .order_by(col(ApprovalRequest.id).desc())
     )
+
+
+def _look(number: int) -> timedelta:
+    return LOOKS[min(number, len(LOOKS) - 1)]  # another process may just have had the last one
 
 
 def _since(row: ApprovalRequest) -> datetime:

@@ -197,11 +197,16 @@ class Azure:
     # --- a round ----------------------------------------------------------------------------
 
     async def round(
-        self, turn: Forward, wire: Wire, heard: Heard | None = None
+        self,
+        turn: Forward,
+        wire: Wire,
+        heard: Heard | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[Event, None]:
         """Send one round; its frames, or `Rejected`, or `Broken` as the last event.
 
-        `heard` is told the headers of the answer that an app may see.
+        `heard` is told the headers of the answer that an app may see; `stopped` whether what Azure
+        did not begin may not be sent again now.
         """
         try:
             document, scrubber = await self._with_credentials(turn.body, turn.bindings)
@@ -228,6 +233,9 @@ class Azure:
                         yield event
                     return
             await asyncio.sleep(pause)
+            if first is not None and stopped():
+                yield first
+                return
             attempt += 1
 
     async def follow(

@@ -246,7 +246,9 @@ class Driver:
         following, self._following = self._following, None
         heard = self._live.hear
         source = (
-            azure.follow(following, turn, wire) if following else azure.round(turn, wire, heard)
+            azure.follow(following, turn, wire)
+            if following
+            else azure.round(turn, wire, heard, self._stopped)
         )
         async with contextlib.aclosing(source) as events:
             async for event in events:
@@ -291,6 +293,13 @@ class Driver:
             view.shadow,
             view.pauses,
         )
+
+    def _stopped(self) -> bool:
+        """Whether a pause has begun for a call of the running round."""
+        view, servers = self._tools.directory.view, self._servers()
+        labels = [servers[call.server_label].label for call in self._exchange.released.values()
+                  if call.server_label in servers]  # fmt: skip
+        return any(view.paused(self._kept.app_name, label) for label in labels)
 
     async def _claim(self, turn: Forward) -> Turn | None:
         """Mark what is about to be sent; else what comes instead. A first round without answers
