@@ -6,7 +6,7 @@ Nothing here changes a row. What the signed ledger does not have yet is not show
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -89,6 +89,7 @@ async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalVi
             columns(
                 ApprovalRequest,
                 col(Exchange.data_key),
+                col(Exchange.thread),
                 col(App.owner),
                 requested.index,
                 decided.index,
@@ -102,10 +103,11 @@ async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalVi
         first = found.first()
         if first is None:
             raise NotFound(f"There is no approval request {approval_id}.")
-        row, data_key, owner, *indexes = first
+        row, data_key, thread, owner, *indexes = first
         reviews = await _reviews(session, [approval_id])
     opener = Opener(envelope, row.exchange_id, data_key)
-    return _view(row, opener, reviews, owner, views.RecordIndexes(*indexes))
+    view = _view(row, opener, reviews, owner, views.RecordIndexes(*indexes))
+    return replace(view, thread=thread)
 
 
 async def of_exchange(
