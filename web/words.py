@@ -195,6 +195,55 @@ CONFLICTS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+# Why something was refused, by its code; what is not here is said in the words of the refusal.
+REFUSALS: Mapping[str, str] = MappingProxyType(
+    {
+        "not_decided": N_(
+            "This is not decided by a quorum of reviewers yet. Remember it once it is."
+        ),
+        "always_asks": N_("The rule always asks: its approvals are not remembered."),
+        "not_rememberable": N_(
+            "The server or the tool has changed since, or the arguments can be read in more than "
+            "one way: only what is the same can be remembered."
+        ),
+        "reviewer_excluded": N_("You may not decide about this request; somebody else has to."),
+    }
+)
+
+SCOPES: Mapping[str, str] = MappingProxyType(
+    {
+        "app": N_("any request of the app"),
+        "end_user": N_("the end user"),
+        "thread": N_("this conversation"),
+    }
+)
+
+GRANT_STATES: Mapping[str, str] = MappingProxyType(
+    {
+        "live": N_("answers calls"),
+        "used_up": N_("used up"),
+        "expired": N_("over"),
+        "ended": N_("ended"),
+    }
+)
+
+GRANT_ENDINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "revoked": N_("revoked"),
+        "definition_changed": N_("the tool's definition changed"),
+        "server_changed": N_("the server's address changed"),
+    }
+)
+
+DELEGATION_STATES: Mapping[str, str] = MappingProxyType(
+    {
+        "planned": N_("planned"),
+        "active": N_("active"),
+        "over": N_("over"),
+        "revoked": N_("revoked"),
+    }
+)
+
 ERRORS: Mapping[int, tuple[str, str]] = MappingProxyType(
     {
         400: (N_("This cannot be accepted"), N_("Go back and correct what is named above.")),

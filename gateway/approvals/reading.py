@@ -6,7 +6,7 @@ Nothing here changes a row. What the signed ledger does not have yet is not show
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -91,6 +91,7 @@ async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalVi
             columns(
                 ApprovalRequest,
                 col(Exchange.data_key),
+                col(Exchange.thread),
                 col(App.owner),
                 requested.index,
                 decided.index,
@@ -104,12 +105,13 @@ async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalVi
         first = found.first()
         if first is None:
             raise NotFound(f"There is no approval request {approval_id}.")
-        row, data_key, owner, *indexes = first
+        row, data_key, thread, owner, *indexes = first
         reviews = await _reviews(session, [approval_id])
         evidence = await _evidence(session, [row])
     opener = Opener(envelope, row.exchange_id, data_key)
     places = views.RecordIndexes(*indexes)
-    return _view(row, opener, reviews, owner, places, evidence.get(row.id, ()))
+    view = _view(row, opener, reviews, owner, places, evidence.get(row.id, ()))
+    return replace(view, thread=thread)
 
 
 async def of_exchange(

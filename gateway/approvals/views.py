@@ -148,6 +148,7 @@ class ApprovalView:
     undo_seconds: int = 0
     always_ask: bool = False
     escalation: EscalationView | None = None
+    thread: str | None = None  # the conversation it belongs to
 
     def document(self) -> dict[str, Any]:
         """JSON-ready; times are RFC 3339 in UTC."""

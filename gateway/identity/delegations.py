@@ -163,6 +163,12 @@ async def listing(
         return [_view(row, now) for row in await session.exec(query)]
 
 
+async def lent_to(db: Database, email: str, now: datetime) -> list[Delegator]:
+    """The same as `delegators`, for who only looks."""
+    async with db.reading() as session:
+        return await delegators(session, email, now)
+
+
 async def delegators(session: AsyncSession, email: str, now: datetime) -> list[Delegator]:
     """For whom this person stands in now. Who is disabled or no reviewer lends nothing."""
     found = await session.exec(

@@ -122,10 +122,8 @@ class Stage:
             if await session.get(User, user_id) is None:
                 named = list(roles or ("reviewer",))
                 session.add(User(id=user_id, email=email, roles=named, created_at=self.clock()))
-            for name in groups:
-                group = await session.get(ReviewerGroup, name)
-                members = {*(group.members if group else ()), email}
-                await session.merge(ReviewerGroup(name=name, members=sorted(members)))
+        for name in groups:
+            await self.group(name, email)
         user = await people.read(self.db, user_id)
         return Reviewer(
             user.id,
@@ -135,6 +133,13 @@ class Stage:
             channel="api",
             auth="token",
         )
+
+    async def group(self, name: str, *emails: str) -> None:
+        """Put people into a reviewer group."""
+        async with self.db.transaction() as session:
+            group = await session.get(ReviewerGroup, name)
+            members = {*(group.members if group else ()), *emails}
+            await session.merge(ReviewerGroup(name=name, members=sorted(members)))
 
     # --- calls ------------------------------------------------------------------------------
 
