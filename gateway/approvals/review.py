@@ -80,9 +80,24 @@ async def review(
                 await _take(tx, context.envelope, reviewer, submission, row, now)
     except IntegrityError:
         raise Conflict("You have already reviewed this request.", code="already_reviewed") from None
+    if row is None:
+        await _sealed_before(context, reviewer, submission.approval_id)
     await tx.sealed()
     await context.wakeups.notify([submission.approval_id])
     return await read(context.db, context.envelope, submission.approval_id)
+
+
+async def _sealed_before(context: Approvals, reviewer: Reviewer, approval_id: str) -> None:
+    """The same review again is acknowledged no sooner than the first time."""
+    async with context.db.reading() as session:
+        row = await session.get_one(ApprovalRequest, approval_id)
+        found = await session.exec(
+            select(Review.id).where(
+                Review.approval_id == approval_id, Review.user_id == reviewer.user_id
+            )
+        )
+        taken = [records.identify("approval.reviewed", subject(row), key) for key in found]
+    await context.ledger.sealed(taken)
 
 
 def _checked(submission: Submission) -> Submission:
