@@ -272,10 +272,14 @@ class Driver:
             return
         if self._kept.state == "forwarding":
             await self._save()
-        self._live.receipt = await release.begin_sending(
-            self._context, self._kept, released, denied, now=self._tools.clock()
-        )
-        self._sending = set(released)
+        try:
+            self._live.receipt = await release.begin_sending(
+                self._context, self._kept, released, denied, now=self._tools.clock()
+            )
+        finally:
+            # Marked, even where the signed head did not follow: somebody must say what became.
+            if self._kept.state == "sending":
+                self._sending = set(released)
 
     async def _hold(self, turn: Hold) -> Turn:
         next_turn: Turn | None = None
