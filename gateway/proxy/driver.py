@@ -317,12 +317,18 @@ class Driver:
                 return await self._carry_out(self._exchange.receive(Cancelled(reason)))
         if isinstance(claim, Fell):
             return await self._ask_anew(claim.fallen)
-        self._live.receipt, self._sending = claim.receipt, set(released)
+        self._live.receipt = claim.receipt
         return None
 
     async def _begin(self, sending: Sending) -> release.Claim:
         now, directory = self._tools.clock(), self._tools.directory
-        return await release.begin_sending(self._context, self._kept, sending, directory, now=now)
+        begin = release.begin_sending
+        try:
+            return await begin(self._context, self._kept, sending, directory, now=now)
+        finally:
+            # Marked, even where the signed head did not follow: somebody must say what became.
+            if self._kept.state == "sending":
+                self._sending = set(sending.released)
 
     async def _sit_out(self, waits: Waits) -> str | None:
         """Until the pause or the time is over; why nobody wants it any more, if so."""
