@@ -314,6 +314,8 @@ async def test_a_change_of_the_configuration_is_in_force_everywhere_as_soon_as_i
         asyncio.timeout(20),
     ):
         directories = [Directory(r.db, r.settle, r._notifications) for r in (leader, follower)]
+        for ledger in (leader, follower):
+            ledger._notifications._on_lost(None)  # what was asked for late is listened to, too
         watching = [group.create_task(directory.run()) for directory in directories]
         await until(lambda: all(directory._view is not None for directory in directories))
         await asyncio.sleep(0.5)  # their first looks are over, and both listen
