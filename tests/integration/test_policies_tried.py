@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,11 +12,14 @@ import orjson
 import pytest
 from sqlmodel import select
 
-from gateway.approvals import shadows, simulation
+from gateway.approvals import holding, preallowing, shadows, simulation
+from gateway.approvals.holding import Rules
 from gateway.approvals.rulings import Rulings
 from gateway.approvals.simulation import Outcome, Span
+from gateway.audit.live import verify_live
 from gateway.audit.records import Actor
 from gateway.errors import Conflict, NotFound, Refused
+from gateway.exchange.messages import Call, Ran, ServerFacts
 from gateway.policy import Policy, parse
 from gateway.registry import policies
 from gateway.store.database import Database
@@ -28,7 +32,7 @@ from gateway.store.tables import (
     ToolDefinition,
 )
 from tests.support.clock import FakeClock
-from tests.support.stage import Stage, Wish, stage
+from tests.support.stage import BANK, Stage, Wish, stage
 
 ADMIN = Actor("user", "usr_1", "token")
 DENY = {"name": "no-deleting", "match": {"tool": "delete_*"}, "effect": "deny"}
@@ -328,3 +332,37 @@ async def test_r_14_a_hint_that_changed_after_the_pin_does_not_count(
         session.add(row)
     again = Wish("wipe", "{}", rule=rule, definition=None)
     assert (await played.read(await played.ask(again))).state == "pending"
+
+
+# --- leave ----------------------------------------------------------------------------------
+
+
+async def test_leave_is_recorded_and_so_is_what_was_called_on_it(
+    played: Stage, clock: FakeClock
+) -> None:
+    kept = played.kept[await ask(played, clock, "transfer")]
+    server = ServerFacts("srv_bank", "bank", BANK)
+    coming = preallowing.Coming(1, {"our-bank": server})
+    policy = parse([{"name": "all", "effect": "allow"}])
+    rules = Rules(policy, policy.digest, {}, timedelta(hours=1))
+    leave = await preallowing.give_leave(played.approvals, kept, coming, rules, now=clock())
+    assert list(leave) == [("our-bank", "transfer")]
+    [record] = await records(played.db, "call.preallowed")
+    assert (record["tools"], record["subject"]["server"]) == (["transfer"], "bank")
+    call = Call("mcp_1", "our-bank", "transfer", '{"amount": 5}', 1)
+    for number, outcome in ((1, "executed"), (2, "failed")):
+        # The same id in another round is another call.
+        ran = Ran(replace(call, round=number), outcome)
+        given = leave["our-bank", "transfer"]
+        approval_id, changed = await holding.record_ran(
+            played.approvals, kept, ran, given, now=clock()
+        )
+        view = await played.read(approval_id)
+        assert (view.state, view.execution, view.rule) == ("approved", outcome, "all")
+        assert (view.arguments, view.policy_digest) == ('{"amount": 5}', policy.digest)
+        assert not changed
+    strict = replace(rules, strict={"our-bank": frozenset({"transfer"})})
+    assert not await preallowing.give_leave(played.approvals, kept, coming, strict, now=clock())
+    await played.ledger.settle()
+    report = await verify_live(played.db, played.ledger.signer.verifier)
+    assert report.valid, list(map(str, report.findings))
