@@ -16,7 +16,7 @@ VIEWER = {
 }
 MATRIX = {
     "viewer": VIEWER,
-    "reviewer": VIEWER | {"requests.review"},
+    "reviewer": VIEWER | {"requests.review", "alarms.close", "pauses.begin"},
     "auditor": VIEWER | {"audit.read", "audit.export", "users.read"},
     "admin": {p.value for p in Permission} - {"requests.review"},
 }
