@@ -277,9 +277,7 @@ def differ(facts: Facts, asked: Facts) -> bool:
 class Story:
     """What the records have told of one approval request; steps yield what cannot have happened."""
 
-    __slots__ = (
-        "alarmed asked askers decision differs fences first over quorum ruling verdicts".split()
-    )
+    __slots__ = "alarmed asked askers decision differs fences first quorum ruling verdicts".split()
 
     def __init__(self) -> None:
         self.ruling: tuple[str, str | None, Facts | None] = ("", None, None)  # effect, policy
@@ -290,7 +288,6 @@ class Story:
         self.verdicts: dict[str, str] = {}
         self.decision = ""
         self.fences: dict[Any, str] = {}  # outcome by fence, "" while it is open
-        self.over = False  # superseded: it may not be released any more
         self.differs = -1
         self.alarmed = False
 
@@ -365,18 +362,14 @@ class Story:
             yield "was released without an approving decision"
         if any(outcome != "not_sent" for outcome in self.fences.values()):
             yield "was released twice"
-        if self.over:
-            yield "was released although it was superseded"
         self.fences[record["fence"]] = ""
 
     def supersede(self, _: int, record: dict[str, Any]) -> Iterator[str]:
         """An approval does not stand any more, and was not sent."""
         yield from self.same(record)
-        if self.decision != "approve" or self.over:
-            yield "was superseded without an approval that stood"
-        if any(outcome != "not_sent" for outcome in self.fences.values()):
-            yield "was superseded after it was released"
-        self.over = True
+        if self.decision != "approve" or set(self.fences.values()) - {"not_sent"}:
+            yield "was superseded without an approval that was still to be sent"
+        self.decision = "superseded"
 
     def observe(self, index: int, record: dict[str, Any]) -> Iterator[str]:
         """What became of it: one outcome for one release, and what was approved."""
