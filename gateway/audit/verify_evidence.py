@@ -299,7 +299,7 @@ class House:
 class Story:
     """What the records have told of one approval request; steps yield what cannot have happened."""
 
-    __slots__ = """alarmed asked askers broke decision differs fences first house leave over quorum
+    __slots__ = """alarmed asked askers broke decision differs fences first house leave quorum
         ruling settled stands verdicts""".split()
 
     def __init__(self, house: House) -> None:
@@ -315,7 +315,6 @@ class Story:
         self.verdicts: dict[str, str] = {}
         self.decision = ""
         self.fences: dict[Any, str] = {}  # outcome by fence, "" while it is open
-        self.over = False  # superseded: it may not be released any more
         self.leave: set[tuple[Any, ...]] = set()  # exchange, server, tool, policy
         self.differs = -1
         self.alarmed = False
@@ -444,18 +443,14 @@ class Story:
             yield "was released without an approving decision"
         if any(outcome != "not_sent" for outcome in self.fences.values()):
             yield "was released twice"
-        if self.over:
-            yield "was released although it was superseded"
         self.fences[record["fence"]] = ""
 
     def supersede(self, _: int, record: dict[str, Any]) -> Iterator[str]:
         """An approval does not stand any more, and was not sent."""
         yield from self.same(record)
-        if self.decision != "approve" or self.over:
-            yield "was superseded without an approval that stood"
-        if any(outcome != "not_sent" for outcome in self.fences.values()):
-            yield "was superseded after it was released"
-        self.over = True
+        if self.decision != "approve" or set(self.fences.values()) - {"not_sent"}:
+            yield "was superseded without an approval that was still to be sent"
+        self.decision = "superseded"
 
     def observe(self, index: int, record: dict[str, Any]) -> Iterator[str]:
         """What became of it: one outcome for one release, and what was approved."""

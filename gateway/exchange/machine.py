@@ -154,8 +154,8 @@ class Exchange:
         begun = len(self.upstream_ids) > self.stitcher.round
         if begun or not self.told or not self.told.keys() >= set(event.request_ids):
             raise RuntimeError("only the answers of a round that was not sent can be taken back")
-        said = self.transcript[-len(self.told) :]
-        del self.transcript[-len(self.told) :]
+        here = len(self.transcript) - len(self.told)
+        self.transcript, said = self.transcript[:here], self.transcript[here:]
         self.calls, self.told, self.released = self.told, {}, {}
         self.answers = {
             item["approval_request_id"]: Answer(item["approve"], item.get("reason"))

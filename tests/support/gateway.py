@@ -237,6 +237,11 @@ class Process:
                 await asyncio.sleep(0.05)
         raise AssertionError(f"the gateway is not ready: {self.log()}")
 
+    def freeze(self) -> None:
+        """Let it do nothing more, though it is there."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def kill(self) -> None:
         """End it as a crash does."""
         self._end(signal.SIGKILL)
