@@ -13,6 +13,8 @@ import typer
 from gateway.cli.apps import app as apps
 from gateway.cli.audit import app as audit
 from gateway.cli.configuration import apply
+from gateway.cli.delegations import app as delegations
+from gateway.cli.grants import app as grants
 from gateway.cli.output import Polite
 from gateway.cli.policy import app as policy
 from gateway.cli.requests import app as requests
@@ -60,7 +62,9 @@ for _name, _group in {
     "credentials": credentials,
     "policy": policy,
     "requests": requests,
+    "grants": grants,
     "users": users,
+    "delegations": delegations,
     "audit": audit,
 }.items():
     app.add_typer(_group, name=_name)
