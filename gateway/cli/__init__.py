@@ -14,6 +14,8 @@ from gateway.cli.alarms import alarms, pause, pauses, resume
 from gateway.cli.apps import app as apps
 from gateway.cli.audit import app as audit
 from gateway.cli.configuration import apply
+from gateway.cli.delegations import app as delegations
+from gateway.cli.grants import app as grants
 from gateway.cli.output import Polite
 from gateway.cli.policy import app as policy
 from gateway.cli.requests import app as requests
@@ -61,7 +63,9 @@ for _name, _group in {
     "credentials": credentials,
     "policy": policy,
     "requests": requests,
+    "grants": grants,
     "users": users,
+    "delegations": delegations,
     "audit": audit,
     "pause": pause,
     "pauses": pauses,

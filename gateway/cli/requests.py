@@ -167,6 +167,20 @@ def settle(
     emit(view.document()) if as_json else say(f"Recorded. {view.id} is settled: {outcome}.")
 
 
+@app.command("withdraw")
+def withdraw(approval_id: Id, email: As, as_json: Json = False) -> None:
+    """Take a review back, while the request still waits."""
+    from gateway.approvals import review
+    from gateway.cli.runtime import run
+
+    async def work(house: House) -> ApprovalView:
+        who = await _reviewer(house, email)
+        return await review.withdraw(house.approvals, who, approval_id, now=house.clock())
+
+    view = run(work)
+    emit(view.document()) if as_json else say(f"{view.id} is {view.state}: {_reviews(view)}")
+
+
 @app.command("watch")
 def watch(
     as_json: Json = False,
@@ -284,6 +298,9 @@ def _print(view: ApprovalView) -> None:
             ("execution", view.execution),
             ("id", view.id),
             ("digest", view.digest),
+            ("settles", view.settles_at),
+            ("escalates", view.escalation.at if view.escalation else None),
+            ("grant", view.decision.grant if view.decision else None),
         ]
     )
     say()
@@ -292,7 +309,9 @@ def _print(view: ApprovalView) -> None:
     for signal in view.risk_signals:
         say(f"! {signal['sentence']}")
     for review in view.reviews:
-        reason = f": {review.reason}" if review.reason else ""
+        reason = f" for {review.on_behalf_of}" if review.on_behalf_of else ""
+        reason += ", alone in an emergency" if review.emergency else ""
+        reason += f": {review.reason}" if review.reason else ""
         say(f"{when(review.at)}  {review.reviewer}  {review.verdict}{reason}")
 
 
