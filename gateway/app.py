@@ -28,7 +28,7 @@ from gateway.proxy.clients import Limits
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
-from gateway.proxy.driver import Tools
+from gateway.proxy.assignment import Tools
 from gateway.proxy.files import Files
 from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.guard import Guard

@@ -28,7 +28,8 @@ from gateway.exchange.resume import as_items
 from gateway.proxy import clients, ownership
 from gateway.proxy.azure import Wire
 from gateway.proxy.clients import Limits
-from gateway.proxy.driver import Assignment, Driver, Tools, saved_document
+from gateway.proxy.assignment import Assignment, Tools, saved_document
+from gateway.proxy.driver import Driver
 from gateway.proxy.http import Call
 from gateway.proxy.live import Hub, Live
 from gateway.proxy.passing import Passing
