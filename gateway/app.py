@@ -43,6 +43,7 @@ from gateway.registry.directory import Directory
 from gateway.services import Services
 from gateway.store.database import open_database
 from gateway.store.envelope import Envelope, load_or_create_key
+from gateway.store.notifications import Notifications
 from gateway.telemetry import Clock, utc_now
 from gateway.vault import open_vault
 from web.security import site
@@ -79,6 +80,7 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
         settings.resolved_signing_key_file, settings.ledger_origin, settings.data_dir
     )
     db = open_database(settings.resolved_database_url)
+    notifications = Notifications(db)
     keep_out = (
         settings.data_dir,
         settings.resolved_master_key_file,
@@ -91,7 +93,8 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
         envelope=envelope,
         directory=Directory(db),
         vault=open_vault(db, envelope, config.environment(), keep_out),
-        wakeups=Wakeups(db),
+        notifications=notifications,
+        wakeups=Wakeups(db, notifications),
         clock=clock,
     )
 
@@ -172,7 +175,10 @@ async def _running(
     try:
         async with asyncio.TaskGroup() as group:
             ledger = group.create_task(services.ledger.run(), name="ledger")
-            others = [group.create_task(services.wakeups.run(), name="wakeups")]
+            others = [
+                group.create_task(services.notifications.run(), name="notifications"),
+                group.create_task(services.wakeups.run(), name="wakeups"),
+            ]
             home = group.create_task(hub.run(stopping), name="exchanges")
             await hub.ready.wait()
             # Not a moment of service before the ledger is ours, and sound.

@@ -12,6 +12,7 @@ from gateway.config import Settings
 from gateway.registry.directory import Directory
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
+from gateway.store.notifications import Notifications
 from gateway.telemetry import Clock
 from gateway.vault import Vault
 
@@ -29,6 +30,7 @@ class Services:
     envelope: Envelope
     directory: Directory
     vault: Vault
+    notifications: Notifications
     wakeups: Wakeups
     clock: Clock
     probe: Probe | None = None
