@@ -234,7 +234,8 @@ class Ending:
     """How an exchange ended; `response` is the object that the app has been given.
 
     `retrievable`: it may be read from now on. `around` is what the app's items hide, by item id;
-    `frames` is the log of a stream that may be asked for again.
+    `frames` are those of a stream. `heard`: somebody waits for the end and will be told; else it
+    is kept for whoever comes back.
     """
 
     outcome: str
@@ -244,6 +245,7 @@ class Ending:
     around: Mapping[str, Around] = field(default_factory=dict)
     frames: Sequence[str] | None = None
     retrievable: bool = True
+    heard: bool = False
 
 
 async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetime) -> None:
@@ -253,13 +255,15 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
     """
     response = ending.response
     state = {"failed": "failed", "cancelled": "cancelled"}.get(ending.outcome, "done")
-    async with context.db.reading() as session:
-        await hold_on(session, kept)  # before anything is handed out
+    missed = await _missed(context, kept) or not ending.heard
+    readable = ending.retrievable or missed
     await items.hand_out(context, kept, (response or {}).get("output") or [], ending.around)
     values: dict[str, Any] = {
         "state": state,
-        "final": _sealed(context, kept, "final", response) if ending.retrievable else None,
-        "log": _sealed(context, kept, "log", ending.frames),
+        "final": _sealed(
+            context, kept, "final", response if ending.retrievable or missed else None
+        ),
+        "log": _sealed(context, kept, "log", ending.frames if kept.logged or missed else None),
         "rounds": ending.rounds,
         "finished_at": now,
         "snapshot": None,
@@ -291,6 +295,20 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
         )
     kept.state = state
     await tx.sealed()
+
+
+async def _missed(context: Approvals, kept: Kept) -> bool:
+    """Whether somebody who wants to know the end is not here. Raises `Superseded`."""
+    async with context.db.reading() as session:
+        found = await session.exec(
+            select(Exchange.left_at).where(
+                col(Exchange.id) == kept.id, col(Exchange.fence) == kept.fence
+            )
+        )
+        row = found.all()
+    if not row:
+        raise claimed(kept)
+    return row[0] is not None
 
 
 def _sealed(context: Approvals, kept: Kept, name: str, value: Any) -> bytes | None:

@@ -30,6 +30,7 @@ OPEN = ("forwarding", "holding", "sending")
 _LENGTH = timedelta(seconds=10)
 _BEAT = timedelta(seconds=2)
 _FORGOTTEN = timedelta(hours=1)  # after it was last seen, the row of a dead replica goes
+_PATIENCE = 5.0  # seconds for the database, of a process that ends
 _BATCH = 500
 #: Runs on while a machine sleeps, where there is such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -101,10 +102,13 @@ class Lease:
         return self._term
 
     async def leave(self) -> None:
-        """Be no replica any more: what it owns is free at once."""
-        async with self._db.transaction() as session:
-            await session.exec(delete(Replica).where(col(Replica.id) == self.id))
-            await tell(session, EXCHANGE)
+        """Be no replica any more: what it owns is free at once, or when the lease has run out."""
+        try:
+            async with asyncio.timeout(_PATIENCE), self._db.transaction() as session:
+                await session.exec(delete(Replica).where(col(Replica.id) == self.id))
+                await tell(session, EXCHANGE)
+        except Exception as error:
+            log.warning("lease.not_left", error=type(error).__name__)
 
     async def alone(self) -> bool:
         """Whether no other replica lives."""
@@ -232,6 +236,16 @@ async def attend(
         )
 
 
+async def miss(db: Database, exchange_id: str) -> None:
+    """Somebody waits for an open exchange at another replica than its owner."""
+    async with db.transaction() as session:
+        await session.exec(
+            update(Exchange)
+            .where(col(Exchange.id) == exchange_id, col(Exchange.state).in_(OPEN))
+            .values(left_at=func.coalesce(col(Exchange.left_at), utc_now()))
+        )
+
+
 async def withdraw(db: Database, exchange_id: str, why: str) -> None:
     """Tell the owner of an open exchange that its app wants no more of it."""
     async with db.transaction() as session:
@@ -270,6 +284,7 @@ class Alike:
     """
 
     id: str
+    fence: int
     body_digest: str | None
     state: str
     alive: bool
@@ -291,10 +306,8 @@ async def alike(db: Database, lease: Lease, sought: Sought, since: datetime) -> 
     )
     async with db.reading() as session:
         found = await session.exec(
-            select(
-                Exchange.id,
-                Exchange.body_digest,
-                Exchange.state,
+            select(Exchange.id, Exchange.fence, Exchange.body_digest, Exchange.state)
+            .add_columns(
                 lease.lives(func.coalesce(col(Exchange.owner), "")),
                 or_(col(Exchange.left_at).is_(None), col(Exchange.background)),
             )

@@ -44,7 +44,6 @@ from gateway.proxy.live import Live
 from gateway.registry import tools as tool_definitions
 from gateway.telemetry import holds_open, log
 
-
 _LATER = 5.0  # seconds until an end that could not be recorded is tried again
 
 
@@ -209,14 +208,17 @@ class Driver:
         )
         async with contextlib.aclosing(source) as events:
             async for event in events:
-                if isinstance(event, Broken) and (reason := await self._withdrawn()) is not None:
-                    # Azure just closes the stream of a response that is cancelled.
-                    event = Cancelled(reason)
-                next_turn = await self._feed(event)
+                next_turn = await self._feed(await self._understood(event))
                 if next_turn is not None:
                     return next_turn
         broken = Broken("Azure's answer ended without an end.", sent=True)
         return await self._carry_out(self._exchange.receive(broken))
+
+    async def _understood(self, event: Event) -> Event:
+        """Azure just closes the stream of a response that is cancelled."""
+        if isinstance(event, Broken) and (reason := await self._withdrawn()) is not None:
+            return Cancelled(reason)
+        return event
 
     async def _claim(self, turn: Forward) -> None:
         """Mark what is about to be sent. A first round without answers needs no mark."""
@@ -365,17 +367,16 @@ class Driver:
         """Record the end, then tell it."""
         error = (finished.fault.body.get("error") if finished.fault else None) or {}
         code = error.get("code")
-        # Whoever lost the connection comes back and asks once more.
-        away = self._live.listeners == 0
         ending = Ending(
             finished.outcome,
             len(self._exchange.upstream_ids),
             finished.response,
             str(code) if code else None,
             finished.around,
-            self._live.log(*self._last) if away or self._kept.logged else None,
+            self._live.log(*self._last),
             # What the app does not want kept is kept only if it has to come back for it.
-            self._kept.stored or self._live.detached or away,
+            self._kept.stored or self._live.detached,
+            self._live.listeners > 0,
         )
         await exchanges.finish(self._context, self._kept, ending, now=self._tools.clock())
         await self._context.wakeups.notify([self._kept.id])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from gateway.approvals import replicas
 from gateway.proxy.assignment import Tools
@@ -17,6 +18,7 @@ from gateway.proxy.recovery import Recovery
 from gateway.telemetry import log
 
 _PAUSE = 2.0
+_PATIENCE = 5.0  # seconds for the database, of a process that ends
 
 
 class Keeper:
@@ -49,14 +51,18 @@ class Keeper:
             elif live.cancel is not None:
                 live.cancel(turned.withdrawn)
             await context.wakeups.notify([turned.id])
-        if not lease.leaving:
+        if context.ledger.healthy and not lease.leaving:
             await self._recovery.run()
 
     async def hand_over(self) -> None:
         """Leave what waits to the other replicas, if there are any; what is being sent is not."""
+        await _carefully(self._hand_over)
+
+    async def _hand_over(self) -> None:
         lease = self._tools.lease
-        if not lease.shared or await lease.alone():
-            return
+        async with asyncio.timeout(_PATIENCE):
+            if not lease.shared or await lease.alone():
+                return
         lease.leaving = True
         await self._tools.context.wakeups.notify([live.kept.id for live in self._hub.driven()])
 
@@ -70,11 +76,12 @@ class Keeper:
 
     async def _attend(self) -> None:
         """Tell the others who waits here, so that a repeated request knows what it may join."""
+        self._hub.noticed = {}
         while True:
             await self._hub.stirred.wait()
             self._hub.stirred.clear()
             noticed, self._hub.noticed = self._hub.noticed, {}
-            await _carefully(lambda lives=tuple(noticed.values()): self._note(lives))
+            await _carefully(partial(self._note, tuple(noticed.values())))
 
     async def _note(self, noticed: tuple[Live, ...]) -> None:
         context, lease = self._tools.context, self._tools.lease

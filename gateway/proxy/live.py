@@ -45,6 +45,7 @@ class Live:
         self.cancel: Callable[[str], None] | None = None
         self.lost = False  # another replica drives it from now on
         self.noticed: Callable[[Live], None] | None = None  # that somebody listens, or nobody
+        self.wanted = False  # of one that runs elsewhere: it is to be brought here
         self.left = False  # whether the other replicas know that nobody listens
         self._attached = 0
         self._left_at: float | None = None
@@ -158,8 +159,8 @@ class Hub:
         self._opening: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._group: asyncio.TaskGroup | None = None
         self.ready = asyncio.Event()
-        #: Exchanges that somebody has begun, or ceased, to listen to.
-        self.noticed: dict[str, Live] = {}
+        #: Exchanges that somebody has begun, or ceased, to listen to; None: nobody wants to know.
+        self.noticed: dict[str, Live] | None = None
         self.stirred = asyncio.Event()
 
     @property
@@ -224,12 +225,14 @@ class Hub:
 
     def notice(self, live: Live) -> None:
         """Somebody has begun, or ceased, to listen to an exchange that runs here."""
-        self.noticed[live.kept.id] = live
-        self.stirred.set()
+        if self.noticed is not None:
+            self.noticed[live.kept.id] = live
+            self.stirred.set()
 
     def followed(self, exchange_id: str) -> Live | None:
         """The exchange of that id, if it runs elsewhere and somebody here wants to know."""
-        return self._followed.get(exchange_id)
+        live = self._followed.get(exchange_id)
+        return None if live is None or live.lost or live.finished is not None else live
 
     def driven(self) -> list[Live]:
         """Those that are not finished."""
