@@ -93,7 +93,7 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     return Services(
         settings=settings,
         db=db,
-        ledger=Ledger(db, signer, clock),
+        ledger=Ledger(db, signer, clock, notifications=notifications),
         envelope=envelope,
         directory=Directory(db),
         vault=open_vault(db, envelope, config.environment(), keep_out),
