@@ -260,10 +260,8 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
     await items.hand_out(context, kept, (response or {}).get("output") or [], ending.around)
     values: dict[str, Any] = {
         "state": state,
-        "final": _sealed(
-            context, kept, "final", response if ending.retrievable or missed else None
-        ),
-        "log": _sealed(context, kept, "log", ending.frames if kept.logged or missed else None),
+        "final": _sealed(context, kept, "final", response) if readable else None,
+        "log": _sealed(context, kept, "log", ending.frames) if kept.logged or missed else None,
         "rounds": ending.rounds,
         "finished_at": now,
         "snapshot": None,

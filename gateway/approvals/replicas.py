@@ -300,21 +300,21 @@ async def alike(db: Database, lease: Lease, sought: Sought, since: datetime) -> 
     kept = or_(col(Exchange.final).is_not(None), col(Exchange.log).is_not(None))
     over = kept & (col(Exchange.finished_at) > since) & (or_(Exchange.state != "failed", asked))
     known = (
-        Exchange.idempotency == sought.key
+        col(Exchange.idempotency) == sought.key
         if sought.key is not None
-        else Exchange.body_digest == sought.body_digest
+        else col(Exchange.body_digest) == sought.body_digest
+    )
+    query: Any = (
+        select(Exchange.id, Exchange.fence, Exchange.body_digest, Exchange.state)
+        .add_columns(
+            lease.lives(func.coalesce(col(Exchange.owner), "")),
+            or_(col(Exchange.left_at).is_(None), col(Exchange.background)),
+        )
+        .where(col(Exchange.app_id) == sought.app_id, known)
+        .where(or_(col(Exchange.state).in_(OPEN), over))
+        .order_by(col(Exchange.id).desc())
+        .limit(1)
     )
     async with db.reading() as session:
-        found = await session.exec(
-            select(Exchange.id, Exchange.fence, Exchange.body_digest, Exchange.state)
-            .add_columns(
-                lease.lives(func.coalesce(col(Exchange.owner), "")),
-                or_(col(Exchange.left_at).is_(None), col(Exchange.background)),
-            )
-            .where(Exchange.app_id == sought.app_id, known)
-            .where(or_(col(Exchange.state).in_(OPEN), over))
-            .order_by(col(Exchange.id).desc())
-            .limit(1)
-        )
-        row = found.first()
+        row = (await session.exec(query)).first()
     return None if row is None else Alike(*row)
