@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -18,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 import web
 from gateway import api, config
 from gateway.api import health
-from gateway.approvals.replicas import Lease
+from gateway.approvals import replicas
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.audit.signing import load_signer
@@ -103,14 +104,19 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     )
 
 
-def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
-    """The application of one process, not started yet: its lifespan opens and closes it."""
+def create_app(
+    settings: Settings, clock: Clock = utc_now, lease: timedelta = replicas.LENGTH
+) -> Gatepass:
+    """The application of one process, not started yet: its lifespan opens and closes it.
+
+    `lease`: what it drives is another's so long after its last sign of life.
+    """
     services = create_services(settings, clock)
     azure = Azure(_upstream(settings), services.directory, services.vault)
     hub = Hub()
     tools = Tools(
         context=services.approvals,
-        lease=Lease(services.db),
+        lease=replicas.Lease(services.db, lease),
         azure=azure,
         directory=services.directory,
         clock=clock,

@@ -27,8 +27,7 @@ from gateway.store.tables import ApprovalRequest, Exchange, Replica
 from gateway.telemetry import log, utc_now
 
 OPEN = ("forwarding", "holding", "sending")
-_LENGTH = timedelta(seconds=10)
-_BEAT = timedelta(seconds=2)
+LENGTH = timedelta(seconds=10)  # of a lease; a fifth of it lies between two beats
 _FORGOTTEN = timedelta(hours=1)  # after it was last seen, the row of a dead replica goes
 _PATIENCE = 5.0  # seconds for the database, of a process that ends
 _BATCH = 500
@@ -42,14 +41,13 @@ class Lease:
     On SQLite the locked file is the lease, which nobody loses.
     """
 
-    def __init__(
-        self, db: Database, *, length: timedelta = _LENGTH, beat: timedelta = _BEAT
-    ) -> None:
+    def __init__(self, db: Database, length: timedelta = LENGTH) -> None:
         self.id = new_id("rep", utc_now())
         self.shared = db.dialect == "postgresql"
         self.leaving = False
         self._db = db
-        self._length, self._beat = length, beat.total_seconds()
+        self.pause = length.total_seconds() / 5
+        self._length = length
         self._term = 0
         self._beaten = _seconds()
 
@@ -88,7 +86,7 @@ class Lease:
     async def run(self) -> None:
         """Beat for ever."""
         while self.shared:
-            await asyncio.sleep(self._beat)
+            await asyncio.sleep(self.pause)
             try:
                 await self.beat()
                 await self._forget()

@@ -17,7 +17,6 @@ from gateway.proxy.live import Hub, Live
 from gateway.proxy.recovery import Recovery
 from gateway.telemetry import log
 
-_PAUSE = 2.0
 _PATIENCE = 5.0  # seconds for the database, of a process that ends
 
 
@@ -69,7 +68,7 @@ class Keeper:
     async def _look_often(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PAUSE):
+                async with asyncio.timeout(self._tools.lease.pause):
                     await self._hinted.wait()
             self._hinted.clear()
             await _carefully(self.look)
