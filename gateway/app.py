@@ -86,6 +86,7 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     )
     db = open_database(settings.resolved_database_url)
     notifications = Notifications(db)
+    ledger = Ledger(db, signer, clock, notifications=notifications)
     keep_out = (
         settings.data_dir,
         settings.resolved_master_key_file,
@@ -94,9 +95,9 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     return Services(
         settings=settings,
         db=db,
-        ledger=Ledger(db, signer, clock, notifications=notifications),
+        ledger=ledger,
         envelope=envelope,
-        directory=Directory(db),
+        directory=Directory(db, ledger.settle, notifications),
         vault=open_vault(db, envelope, config.environment(), keep_out),
         notifications=notifications,
         wakeups=Wakeups(db, notifications),
@@ -186,13 +187,14 @@ async def _running(
     """Everything that lives as long as the process, started in order, stopped in reverse."""
     stopping, azure, lease = asyncio.Event(), tools.azure, tools.lease
     await azure.open()
-    await services.directory.reload()
+    await services.directory.start()
     try:
         async with asyncio.TaskGroup() as group:
             ledger = group.create_task(services.ledger.run(), name="ledger")
             others = [
                 group.create_task(services.notifications.run(), name="notifications"),
                 group.create_task(services.wakeups.run(), name="wakeups"),
+                group.create_task(services.directory.run(), name="configuration"),
             ]
             home = group.create_task(hub.run(stopping), name="exchanges")
             await hub.ready.wait()

@@ -1,4 +1,4 @@
-"""The background loop: deny what nobody decided in time, notice changed configuration."""
+"""The background loop: deny what nobody decided in time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class Jobs:
     async def run(self) -> None:
         """Go round once a second, for ever."""
         while True:
-            await _carefully("configuration.refresh", self.services.directory.refresh)
             await _carefully("requests.expire", self._expire)
             await asyncio.sleep(_PAUSE)
 

@@ -40,7 +40,7 @@ HEARTBEAT = timedelta(minutes=5)
 _PATIENCE = 30.0  # seconds that `settle` waits at most
 _MEMORY = 1.0  # seconds between signed heads that outlive this process otherwise than in the rows
 _GLANCE = 0.05  # seconds between looks at what another process seals
-_ASIDE = 3  # looks that a deposed sequencer leaves to the others before it stands again
+_ASIDE = 3  # looks that a sequencer leaves to the others before it stands again
 _RECORDS = metadata.tables["audit_records"]
 
 __all__ = ["Ledger", "Receipt", "Transaction"]
@@ -229,11 +229,10 @@ class Ledger:
             except Stale as error:
                 # Another process seals now, and what is awaited here as well.
                 log.warning("ledger_sequencer_deposed", problem=error.message)
-                await self._sequencer.resign()
-                self._next_election = asyncio.get_running_loop().time() + _ASIDE * self._poll
+                await self._step_down()
             except Exception as error:
                 self._note_problem(error)
-                await self._sequencer.resign()
+                await self._step_down()
             if self._fatal is not None:
                 raise self._fatal
             with contextlib.suppress(TimeoutError):
@@ -241,6 +240,11 @@ class Ledger:
                 async with asyncio.timeout_at(self._next_look):
                     await self._wake.wait()
             self._wake.clear()
+
+    async def _step_down(self) -> None:
+        if self._shared:  # another process may be able to, or does so already without the seat
+            self._next_election = asyncio.get_running_loop().time() + _ASIDE * self._poll
+        await self._sequencer.resign()
 
     async def _remember(self) -> None:
         while True:
@@ -256,7 +260,8 @@ class Ledger:
             await self._follow(look=look)
         if self._sequencer.elected:
             await self._lead(look=look)
-        if look or self._sequencer.elected:
+        # While others are given time, perhaps nobody seals: what is wrong stays said.
+        if self._sequencer.elected or (look and now >= self._next_election):
             self.problem = self._broken = None
 
     async def _lead(self, *, look: bool) -> None:

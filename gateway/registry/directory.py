@@ -1,14 +1,16 @@
 """The configuration as the hot path sees it: one immutable view in memory.
 
-`Directory` replaces the view as a whole when `config_version` has grown. Look-ups and
+`Directory` replaces the view as a whole when `config_version` has grown, and only once a signed
+head covers what it was read from: a change that is not signed is not in force. Look-ups and
 authentication are dictionary reads without I/O; keys are compared in constant time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from urllib.parse import urlsplit
@@ -24,10 +26,16 @@ from gateway.registry import addresses, keys, policies
 from gateway.registry.settings import IdentitySettings
 from gateway.registry.versions import CONFIG_VERSION
 from gateway.store.database import Database
+from gateway.store.notifications import CONFIGURED, Notifications
 from gateway.store.references import SecretRef
 from gateway.store.tables import App, AppKey, Meta, PolicyVersion, Server
+from gateway.telemetry import log
 
 _SECONDS_BETWEEN_RECHECKS = 1.0
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+#: Returns when everything that was committed before stands in a signed head.
+Settle = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +143,23 @@ class View:
 
 
 class Directory:
-    """Holds the current view. Call `reload` once before use, `refresh` as often as you like."""
+    """Holds the current view. Call `reload` once before use, `refresh` as often as you like.
 
-    def __init__(self, db: Database) -> None:
+    `run` keeps it as new as the database: at once when another process says that something was
+    changed, and within a second when nobody does.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        settle: Settle | None = None,
+        notifications: Notifications | None = None,
+    ) -> None:
         self._db = db
+        self._settle = settle
+        self._changed = asyncio.Event()
+        if notifications is not None:
+            notifications.on(CONFIGURED, lambda _: self._changed.set())
         self._view: View | None = None
         self._problem: Unavailable | None = None
         self._lock = asyncio.Lock()
@@ -176,20 +197,46 @@ class Directory:
         if self._view is None or self._problem is not None or version != self._view.version:
             await self.reload()
 
+    async def start(self) -> None:
+        """`reload`, for a start that must not fail because something cannot be signed now.
+
+        There is no view then until it can. Raises `Unavailable` when what is stored is broken.
+        """
+        try:
+            await self.reload()
+        except Unavailable as error:
+            if self._problem is not None:
+                raise
+            log.warning("configuration.not_signed", problem=error.message)
+
+    async def run(self) -> None:
+        """Refresh for ever."""
+        while True:
+            try:
+                await self.refresh()
+            except Exception as error:
+                log.warning("configuration.not_refreshed", error=type(error).__name__)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SECONDS_BETWEEN_LOOKS):
+                    await self._changed.wait()
+            self._changed.clear()
+
     async def reload(self) -> None:
-        """Read everything anew.
+        """Read everything anew, and rely on it once it is in the signed head.
 
         Raises `Unavailable` when what is stored cannot be relied on; `view` then does, too, until
-        a reload succeeds.
+        a reload succeeds. When it only cannot be signed, the view stays as it was.
         """
         async with self._lock:
             try:
                 async with self._db.reading() as session:
-                    self._view = await _load(session)
-                self._problem = None
+                    view = await _load(session)
             except GatepassError as error:
                 self._problem = Unavailable(error.message, code="config_broken")
                 raise self._problem from None
+            if self._settle is not None:
+                await self._settle()
+            self._view, self._problem = view, None
 
 
 async def _version(session: AsyncSession) -> int:

@@ -6,6 +6,7 @@ from sqlalchemy import Integer, String, cast, text, update
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.store.notifications import CONFIGURED, tell
 from gateway.store.tables import Meta
 
 #: The row of `meta` that grows with every change of apps, keys, servers, policies and groups.
@@ -13,12 +14,13 @@ CONFIG_VERSION = "config_version"
 
 
 async def bump_config(session: AsyncSession) -> None:
-    """Count a change of the configuration, in the caller's transaction.
+    """Count a change of the configuration, in the caller's transaction; its commit tells others.
 
     Call it first: it serialises the writers of configuration, so that what is read after it stays
     as it was read until the commit.
     """
     await _add(session, 1)
+    await tell(session, CONFIGURED)
 
 
 async def lock_config(session: AsyncSession) -> None:
