@@ -259,7 +259,7 @@ async def test_an_idempotency_key_makes_requests_at_two_replicas_one(house: Hous
     await one.decide()
     bodies = [(await task).json() for task in asking]
     answered = [body for body in bodies if body.get("status") == "completed"]
-    moved = [body for body in bodies if body.get("error", {}).get("code") == "exchange_moved"]
+    moved = [body for body in bodies if "exchange_moved" in str(body.get("error"))]
     assert answered
     assert len(answered) + len(moved) == 4
     later = await two.raw("POST", RESPONSES, json=two.body(), headers=key)
