@@ -195,8 +195,6 @@ class Driver:
         term = await self._tools.lease.renewed()
         try:
             await self._claim(turn)
-        except Superseded:
-            raise
         except GatepassError as error:
             broken = Broken(error.message, sent=False, code=error.code, status=error.status)
             return await self._carry_out(self._exchange.receive(broken))

@@ -331,6 +331,20 @@ async def test_cancelling_at_another_replica_stops_a_round_at_azure(house: House
     await streaming.ended()
 
 
+async def test_what_was_withdrawn_is_cancelled_by_whoever_takes_it_up(house: House):
+    one, two = house.replicas
+    streaming = Streaming(one, one.body(background=True))
+    (request,) = await two.pending()
+    response_id = streaming.events[0]["response"]["id"]
+    one.own.send(signal.SIGSTOP)
+    answer = await two.raw("POST", f"{RESPONSES}/{response_id}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert (await two.request(request["id"]))["state"] == "cancelled"
+    one.own.send(signal.SIGCONT)
+    await streaming.ended()
+    assert await house.world.effects() == []
+
+
 @pytest.mark.parametrize("moment", ["first round", "held", "over"])
 async def test_P_32_a_background_stream_is_taken_up_at_another_replica(house: House, moment: str):
     one, two = house.replicas
@@ -407,10 +421,11 @@ async def test_three_replicas_share_what_a_fourth_of_the_work_left(
         assert len(await house.records("execution.observed")) == 10
 
 
+@pytest.mark.slow
 async def test_C_25_a_stop_with_a_hundred_holds_loses_none(
     postgres_server: PostgresServer, tmp_path: Path
 ):
-    count = 100
+    count, small = 100, TRANSFER.replace("250", "5")
     async with opened(postgres_server, tmp_path) as house:
         one, two = house.replicas
         async with httpx2.AsyncClient(
@@ -421,7 +436,7 @@ async def test_C_25_a_stop_with_a_hundred_holds_loses_none(
             limits=httpx2.Limits(max_connections=None),
         ) as client:
             asking = [
-                asyncio.ensure_future(client.post(RESPONSES, json=one.body(f"{TRANSFER}, {n}")))
+                asyncio.ensure_future(client.post(RESPONSES, json=one.body(f"{small}, {n}")))
                 for n in range(count)
             ]
             async with asyncio.timeout(120):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -17,11 +18,14 @@ from gateway.approvals.holding import Round, Rules
 from gateway.approvals.kept import Kept, Superseded
 from gateway.approvals.replicas import Lease, Sought
 from gateway.audit.live import verify_live
-from gateway.exchange.messages import Call, Observed, ServerFacts
+from gateway.exchange.messages import Broken, Call, Forward, Observed, ServerFacts
 from gateway.policy.rules import parse
+from gateway.proxy.azure import Azure, Sending, Upstream, Wire
 from gateway.store.database import Database, open_database
 from gateway.store.tables import ApprovalRequest, Exchange, Replica, ResponseId, metadata
+from gateway.vault import open_vault
 from tests.support.clock import FakeClock
+from tests.support.demo import KEY, open_world
 from tests.support.stage import Stage, Wish, stage
 
 LEASE = timedelta(seconds=0.6)
@@ -279,6 +283,30 @@ async def test_on_sqlite_everything_of_the_process_before_is_free(
         await now.join()
         assert await replicas.free(sqlite, now) == [(kept.id, kept.fence)]
         assert now.holds(now.term)
+
+
+@pytest.mark.parametrize("may", [True, False])
+async def test_C_15_no_byte_leaves_for_azure_once_the_lease_has_lapsed(
+    sqlite: Database, clock: FakeClock, may: bool
+):
+    async with AsyncExitStack() as stack:
+        world = await open_world(stack)
+        played = await stack.enter_async_context(stage(sqlite, clock))
+        vault = open_vault(sqlite, played.envelope, {}, ())
+        azure = Azure(Upstream(f"{world.url}/openai/v1/", KEY, 10), played.directory, vault)
+        await played.directory.reload()
+        await azure.open()
+        turn = Forward(0, {"model": "gpt-4.1", "input": "Hello"}, (), (), ())
+        sending = Sending(may=lambda: may)
+        events = [event async for event in azure.round(turn, Wire({}, {}), sending)]
+        await azure.close()
+        sent = (await world.get("/_demo/requests")).json()["requests"]
+    if may:
+        assert len(sent) == 1
+        return
+    assert sent == []
+    assert isinstance(events[-1], Broken)
+    assert (events[-1].sent, events[-1].code) == (False, "unavailable")
 
 
 # --- asked for again ------------------------------------------------------------------------
