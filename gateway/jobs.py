@@ -51,13 +51,6 @@ class Jobs:
             log.info("requests.expired", count=expired)
 
 
-async def repeat(name: str, job: Callable[[], Awaitable[None]]) -> None:
-    """A job of its own, because it may take longer than the others can wait."""
-    while True:
-        await _carefully(name, job)
-        await asyncio.sleep(_PAUSE)
-
-
 async def _carefully(name: str, job: Callable[[], Awaitable[None]]) -> None:
     """One failed round of a job is logged; the next may find its parts working again."""
     try:

@@ -19,7 +19,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.approvals import exchanges, grants, lifecycle, shadows, standing, views
 from gateway.approvals.decisions import Approvals, subject
 from gateway.approvals.grants import Asked, Use
-from gateway.approvals.kept import Kept
+from gateway.approvals.kept import Kept, hold_on
 from gateway.approvals.standing import Fallen
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
@@ -111,6 +111,7 @@ async def open_hold(
     # Before the transaction: what takes long must not keep others from writing.
     ruled = await _rule_all(context, ended, rules, now)
     async with context.ledger.transaction() as tx:
+        await hold_on(tx.session, kept)
         ruled = [await _remembered(tx, context, kept, item, now) for item in ruled]
         opened = [_open(tx, context, kept, item, rules, now) for item in ruled]
         for item in opened:

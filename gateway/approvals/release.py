@@ -18,8 +18,7 @@ from sqlmodel import col, select
 from gateway.approvals import alarms, late, standing
 from gateway.approvals.alarms import About
 from gateway.approvals.decisions import Approvals, subject
-from gateway.approvals.exchanges import claimed
-from gateway.approvals.kept import Kept
+from gateway.approvals.kept import Kept, claimed
 from gateway.approvals.late import Finding
 from gateway.approvals.standing import Fallen, Waits
 from gateway.audit import records
@@ -107,6 +106,7 @@ async def _begin(
             row = await tx.session.get_one(ApprovalRequest, approval_id)
             _record(tx, kept, row, {"approve": False}, now)
     kept.state, kept.fence = "sending", kept.fence + 1
+    kept.released = kept.fence
     receipt = await tx.sealed()
     return Claimed(None if receipt is None else str(receipt))
 
@@ -173,8 +173,8 @@ async def observe(
 ) -> None:
     """Record what became of a released call. Waits for the signed head.
 
-    Raises `Conflict` when the claim under which it was sent is not the last one any more. What
-    is reported then is kept as evidence all the same.
+    Raises `Superseded` when another process has claimed the exchange: the claim under which it
+    was sent is not the last one any more. What is reported then is kept as evidence all the same.
     """
     fence = select(Exchange.fence).where(col(Exchange.id) == kept.id).scalar_subquery()
     async with context.ledger.transaction() as tx:
@@ -204,7 +204,9 @@ async def observe(
 def _observation(
     kept: Kept, row: ApprovalRequest, observed: Observed, now: datetime
 ) -> records.Record:
-    fields: dict[str, Any] = {"outcome": observed.outcome, "fence": kept.fence}
+    fields: dict[str, Any] = {"outcome": observed.outcome}
+    if kept.released is not None:
+        fields["fence"] = kept.released
     if observed.matches is not None:
         fields["match"] = observed.matches
     return records.make(

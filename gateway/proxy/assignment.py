@@ -1,13 +1,33 @@
-"""What an exchange is driven with beside its machine, and how the two are kept together."""
+"""What a driver works with, and what of it is kept with a waiting exchange."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
+from gateway.approvals.decisions import Approvals
+from gateway.approvals.replicas import Lease
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Json
-from gateway.proxy.azure import Wire
+from gateway.proxy.azure import Azure, Wire
+from gateway.registry.directory import Directory
+from gateway.telemetry import Clock
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every driver of this process works with."""
+
+    context: Approvals
+    lease: Lease
+    azure: Azure
+    directory: Directory
+    clock: Clock
+    approval_expires: timedelta
+    grace: timedelta
+    keepalive: timedelta
+    allow_at_azure: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from gateway.proxy.azure import Azure, Wire
 from gateway.telemetry import Clock, log
 
 _PATIENCE = 10.0  # seconds for one answer: the next look comes anyway
+_PAUSE = 0.5  # seconds between looks
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,15 @@ class Gathering:
     context: Approvals
     azure: Azure
     clock: Clock
+
+    async def run(self) -> None:
+        """Look for ever. Apart from the other jobs, because it may take longer than they can."""
+        while True:
+            try:
+                await self.once()
+            except Exception as error:
+                log.warning("job.failed", job="evidence.gather", error=type(error).__name__)
+            await asyncio.sleep(_PAUSE)
 
     async def once(self) -> None:
         """One look at everything that is due."""
