@@ -415,6 +415,7 @@ class Folder:
         self.faults: list[tuple[int, int, str]] = []  # layer, record or -1, text
         self.stories: dict[str, Story] = {}
         self.ids: set[int] = set()
+        self.pauses: dict[str, tuple[str, str | None]] = {}
         self.opened: tuple[bytes, Head] | None = None
         self.epoch = 0
         self.foreign = False  # whether the head does not authenticate the tiles
@@ -620,10 +621,18 @@ class Folder:
             if record["epoch"] <= self.epoch:
                 self.fault(ORDER, "the election number went back", index)
             self.epoch = record["epoch"]
+        elif kind == "pause.begun":
+            self.pauses[record["pause"]] = record["covers"], subject.get(record["covers"])
+        elif kind == "pause.ended":
+            if self.pauses.pop(record["pause"], None) is None:
+                self.fault(ORDER, "a pause ended that was not in force", index)
         elif kind == "execution.mismatch" and "approval" not in subject:
             pass  # something that nobody had asked for
         elif kind in STEPS and record.get("approve") is not False:
             name = subject["approval"]
+            covered = (s == "all" or subject.get(s) == n for s, n in self.pauses.values())
+            if kind == "release.sending" and any(covered):
+                self.fault(ORDER, f"{name} was released although a pause was in force", index)
             for text in STEPS[kind](self.stories.setdefault(name, Story()), index, record):
                 self.fault(ORDER, f"{name} {text}", index)
 
