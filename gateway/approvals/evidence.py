@@ -18,7 +18,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.late import TELLING, Finding
-from gateway.approvals.reading import Opener
+from gateway.approvals.reading import Opener, asked_in
 from gateway.exchange.messages import Json
 from gateway.exchange.reports import arguments_text
 from gateway.store.tables import ApprovalRequest, Evidence, Exchange, ResponseId
@@ -97,7 +97,7 @@ async def _case(
 ) -> Case:
     sender = row.released_by or row.exchange_id
     # What another exchange left open is answered by the first round of the one that goes on.
-    sent = row.round + 1 if sender == row.exchange_id else 0
+    sent = row.round + 1 if sender == await asked_in(session, row) else 0
     found = await session.exec(
         select(ResponseId.response_id).where(
             ResponseId.exchange_id == sender, ResponseId.round == sent

@@ -177,7 +177,11 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
                 ~col(ApprovalRequest.upstream_id).startswith(views.UNASKED),
             )
         )
-        rows = [await _standing(session, row) for row in found.all()]
+        rows = [
+            await _standing(session, row)
+            for row in found.all()
+            if await asked_in(session, row) == exchange_id
+        ]
         keys = {exchange_id: exchange.data_key}
         for row in rows:
             if row.exchange_id not in keys:
@@ -196,6 +200,13 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
         call = Call(row.upstream_id, payload["label"], row.tool, payload["arguments"], row.round)
         calls.append(LeftOpen(row.id, call, answer))
     return calls
+
+
+async def asked_in(session: AsyncSession, row: ApprovalRequest) -> str:
+    """The exchange in which Azure asked for the call, whichever asks people about it anew."""
+    while row.supersedes is not None:
+        row = await session.get_one(ApprovalRequest, row.supersedes)
+    return row.exchange_id
 
 
 async def _standing(session: AsyncSession, row: ApprovalRequest) -> ApprovalRequest:

@@ -63,6 +63,7 @@ class Grammar:
         self.stories: dict[str, Story] = {}
         self._ids: set[int] = set()
         self._epoch = 0
+        self._pauses: dict[str, tuple[str, str | None]] = {}  # in force: scope and name
         self._ruled_before: dict[str, tuple[Ruling, tuple[object, ...]]] = {}
         self._disabled: set[str] = set()
         self._grants: dict[str, Granted] = {}
@@ -83,6 +84,8 @@ class Grammar:
             "release.sending": self._released,
             "execution.observed": self._executed,
             "execution.mismatch": self._mismatch,
+            "pause.begun": self._paused,
+            "pause.ended": self._resumed,
         }
 
     def feed(self, index: int, record: Mapping[str, Any]) -> Iterator[Fault]:
@@ -263,17 +266,25 @@ class Grammar:
         if record.get("approve") is False:
             return
         name, story = self._story(record)
+        if any(_covers(*pause, record["subject"]) for pause in self._pauses.values()):
+            yield "released while paused", f"{name} was released although a pause was in force"
         if story is None or story.decision is None:
             yield "release without decision", f"{name} was released before it was decided"
         elif story.decision[0] != "approve":
             yield "release without decision", f"{name} was released although it was denied"
         if story is not None:
-            if any(outcome != "not_sent" for outcome in story.released.values()):
-                yield "released twice", f"{name} was released before"
-            if story.superseded:
-                yield "released after superseded", f"{name} was superseded before"
+            yield from _released_once(name, story)
             yield from _same(story, record)
             story.released[record["fence"]] = ""
+
+    def _paused(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        scope = record["covers"]
+        self._pauses[record["pause"]] = scope, record["subject"].get(scope)
+        yield from ()
+
+    def _resumed(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if self._pauses.pop(record["pause"], None) is None:
+            yield "pause without beginning", f"the pause {record['pause']} was not in force"
 
     def _superseded(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name, story = self._story(record)
@@ -350,6 +361,18 @@ def _outcome(name: str, story: Story, record: Mapping[str, Any]) -> Iterator[tup
     elif before and not record.get("reconciled"):
         yield "two outcomes", f"the outcome of {name} under fence {fence} was recorded before"
     story.released[fence] = outcome
+
+
+def _released_once(name: str, story: Story) -> Iterator[tuple[str, str]]:
+    if any(outcome != "not_sent" for outcome in story.released.values()):
+        yield "released twice", f"{name} was released before"
+    if story.superseded:
+        yield "released after superseded", f"{name} was superseded before"
+
+
+def _covers(scope: str, name: str | None, subject: Mapping[str, Any]) -> bool:
+    """Whether a pause covers what is about this subject."""
+    return scope == "all" or (name is not None and subject.get(scope) == name)
 
 
 def _about(record: Mapping[str, Any]) -> tuple[object, ...]:

@@ -506,6 +506,7 @@ class Folder:
         self.house = House()
         self.leave: set[tuple[Any, ...]] = set()
         self.ids: set[int] = set()
+        self.pauses: dict[str, tuple[str, str | None]] = {}
         self.opened: tuple[bytes, Head] | None = None
         self.epoch = 0
         self.foreign = False  # whether the head does not authenticate the tiles
@@ -716,6 +717,11 @@ class Folder:
         elif kind == "grant.ended":
             for text in self.house.end(record):
                 self.fault(ORDER, f"{record['grant']} {text}", index)
+        elif kind == "pause.begun":
+            self.pauses[record["pause"]] = record["covers"], subject.get(record["covers"])
+        elif kind == "pause.ended":
+            if self.pauses.pop(record["pause"], None) is None:
+                self.fault(ORDER, "a pause ended that was not in force", index)
         elif kind == "execution.mismatch" and "approval" not in subject:
             pass  # something that nobody had asked for
         elif kind == "call.preallowed":
@@ -723,6 +729,9 @@ class Folder:
             self.leave.update((*of, tool, record["policy"]) for tool in record["tools"])
         elif kind in STEPS and record.get("approve") is not False:
             name = subject["approval"]
+            covered = (s == "all" or subject.get(s) == n for s, n in self.pauses.values())
+            if kind == "release.sending" and any(covered):
+                self.fault(ORDER, f"{name} was released although a pause was in force", index)
             story = self.stories.setdefault(name, Story(self.house))
             story.leave = self.leave
             for text in STEPS[kind](story, index, record):

@@ -305,6 +305,48 @@ async def test_C_08_a_death_while_all_is_paused_leaves_the_call_to_be_sent_later
     assert len(await gateway.effects()) == 1
 
 
+async def test_C_08_a_death_while_what_an_app_goes_on_with_is_paused(mortal: Mortal):
+    """All of it was decided before the exchange began: it is saved ready to be sent."""
+    gateway = mortal.gateway
+    returns = {"gatepass-wait": "return"}
+    body: dict = {"model": MODEL, "input": TRANSFER, "tools": [gateway.tool()]}
+    first = await gateway.raw("POST", "/openai/v1/responses", json=body, headers=returns)
+    asked = first.json()["output"][-1]
+    assert (await gateway.review((await gateway.pending())[0])).status_code == 201
+    pause = {"scope": "server", "target": "bank", "reason": "looks odd"}
+    begun = (await gateway.api("POST", "/pauses", json=pause)).json()
+    wish = {
+        "type": "mcp_approval_response",
+        "approval_request_id": asked["id"],
+        "approve": True,
+    }
+    body |= {"input": [wish], "previous_response_id": first.json()["id"]}
+    going_on = asyncio.ensure_future(
+        gateway.raw("POST", "/openai/v1/responses", json=body, headers=returns)
+    )
+    for _ in range(200):
+        held = (await gateway.api("GET", "/exchanges")).json()["items"]
+        if held[0]["state"] == "holding":
+            break
+        await asyncio.sleep(0.05)
+    mortal.process.kill()
+    with contextlib.suppress(httpx2.TransportError):
+        await going_on
+    await mortal.process.start()
+    assert await gateway.effects() == []
+    services = create_services(mortal.settings)
+    operator = Actor("operator", "test", "host")
+    await pauses.end(services.ledger, begun["id"], "operator", actor=operator, now=utc_now())
+    await services.db.close()
+    for _ in range(200):
+        if await gateway.effects():
+            break
+        await asyncio.sleep(0.1)
+    assert len(await gateway.effects()) == 1
+    assert mortal.process.stop() == 0
+    assert len(await mortal.records("release.sending")) == 1
+
+
 async def test_E_09_nothing_runs_that_nobody_approved_before_the_restart(mortal: Mortal):
     gateway = mortal.gateway
     asking = await ask_and_lose(gateway, TRANSFER)

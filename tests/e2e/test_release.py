@@ -214,7 +214,8 @@ policies:
         assert (again["supersedes"], await gateway.effects()) == (one["id"], [])
         await gateway.review(again, "deny")
         await asking
-        assert await gateway.effects() == []
+        done = [effect["arguments"]["amount"] for effect in await gateway.effects()]
+        assert json.loads(one["arguments"])["amount"] not in done
         superseded = await gateway.records("approval.superseded")
         assert superseded[0]["code"] == "execution_expired"
         await gateway.verify()
@@ -265,6 +266,28 @@ async def test_E_17_while_paused_nothing_is_released_and_afterwards_it_is(gatewa
     assert len(await gateway.effects()) == 1
     kinds = [entry["type"] for entry in await gateway.records()]
     assert kinds.index("pause.ended") < kinds.index("release.sending")
+
+
+async def test_E_17_what_azure_did_not_begin_is_not_sent_again_while_paused(gateway: Gateway):
+    text = f"{TRANSFER} fail: previous-not-found-twice on resume"
+    body = {"model": "gpt-4.1", "input": text, "tools": [gateway.tool()]}
+    asking = asyncio.ensure_future(gateway.raw("POST", "/openai/v1/responses", json=body))
+    (request,) = await gateway.pending()
+    await gateway.review(request)
+    while len(await posted(gateway)) < 2:
+        await asyncio.sleep(0.02)
+    wanted = {"scope": "server", "target": "bank", "reason": "looks odd"}
+    assert (await gateway.api("POST", "/pauses", json=wanted)).status_code == 201
+    assert gateway.services is not None
+    await gateway.services.directory.refresh()
+    assert (await asking).status_code == 400
+    assert (len(await posted(gateway)), await gateway.effects()) == (2, [])
+    assert (await gateway.request(request["id"]))["execution"] == "not_sent"
+
+
+async def posted(gateway: Gateway) -> list[dict]:
+    """The rounds that Azure was sent."""
+    return [item for item in await gateway.upstream_requests() if item["method"] == "POST"]
 
 
 async def test_a_paused_app_is_refused_what_may_call_a_server(gateway: Gateway):

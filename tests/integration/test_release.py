@@ -208,6 +208,43 @@ async def test_a_pause_that_outlasts_the_time_of_a_call_ends_in_a_refusal(
     assert [fallen.why for fallen in fell.fallen] == ["paused_too_long"]
 
 
+async def test_a_call_asked_anew_by_another_exchange_is_left_open_where_azure_asked(
+    played: Stage, clock: FakeClock
+):
+    approval_id, other = await approved(played), await approved(played)
+    await supersede(played, approval_id, other)
+    went_on = played.kept[other].id
+    async with played.db.transaction() as session:
+        await session.exec(
+            update(ApprovalRequest)
+            .where(col(ApprovalRequest.id) == other)
+            .values(supersedes=approval_id)
+        )
+        await session.exec(update(Exchange).values(rounds=1, state="done"))
+    assert await reading.left_open(played.db, played.envelope, went_on) == []
+    asked = played.kept[approval_id].id
+    (left,) = await reading.left_open(played.db, played.envelope, asked)
+    assert left.approval_id == other
+    async with played.db.transaction() as session:
+        await session.exec(
+            update(ApprovalRequest)
+            .where(col(ApprovalRequest.id) == other)
+            .values(execution="unknown", executed_at=clock(), released_by=went_on)
+        )
+        for number in range(2):
+            row = ResponseId(
+                response_id=f"resp_{number}",
+                exchange_id=went_on,
+                app_id="app",
+                round=number,
+                created_at=clock(),
+            )
+            session.add(row)
+    clock.advance(1)
+    (case,) = await evidence.due(played.approvals, now=clock())
+    assert case.response_id == "resp_0", "the first round of who went on answered it"
+
+
 # --- observing ------------------------------------------------------------------------------
 
 

@@ -217,7 +217,9 @@ class Stage:
         submission = Submission(approval_id, verdict, digest, reason, None)
         return await review.review(self.approvals, reviewer, submission, now=self.clock())
 
-    async def execute(self, approval_id: str, *, matches: bool | None = True) -> None:
+    async def execute(
+        self, approval_id: str, *, matches: bool | None = True, outcome: str = "executed"
+    ) -> None:
         """What Azure reports after the release."""
         kept = self.kept[approval_id]
         await self.directory.refresh()
@@ -225,7 +227,7 @@ class Stage:
             self.approvals, kept, Sending([approval_id]), self.directory, now=self.clock()
         )
         assert isinstance(claim, Claimed), claim
-        observed = Observed("mcpr", "executed", matches)
+        observed = Observed("mcpr", outcome, matches if outcome == "executed" else None)
         await release.observe(self.approvals, kept, approval_id, observed, now=self.clock())
 
 

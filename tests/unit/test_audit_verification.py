@@ -681,6 +681,40 @@ def E_14_superseded_as_another_call(t: Teller) -> None:
     t.add("approval.superseded", SYSTEM, subject, code="definition_changed")
 
 
+@tells("released while paused", 5)
+def E_17_released_while_everything_is_paused(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.add("pause.begun", SYSTEM, {}, pause="pau_1", covers="all")
+    t.released("a")
+
+
+@tells("released while paused", 5)
+def E_17_released_while_its_app_is_paused(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.add("pause.begun", SYSTEM, {"app": "app_1"}, pause="pau_1", covers="app")
+    t.released("a")
+
+
+@tells("released while paused", 7)
+def E_17_released_while_another_pause_of_its_server_goes_on(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.add("pause.begun", SYSTEM, {}, pause="pau_1", covers="all")
+    t.add("pause.begun", SYSTEM, {"server": "crm"}, pause="pau_2", covers="server")
+    t.add("pause.ended", SYSTEM, {}, pause="pau_1", covers="all")
+    t.released("a")
+
+
+@tells("pause without beginning", 1)
+def E_17_a_pause_that_ends_before_it_began(t: Teller) -> None:
+    t.add("pause.ended", SYSTEM, {}, pause="pau_1", covers="all")
+
+
 @pytest.mark.parametrize("row", sorted(STORIES))
 def test_grammar(row: str, check: Check) -> None:
     damage, index, tell = STORIES[row]
@@ -843,6 +877,19 @@ def unknown_and_looked_into(t: Teller) -> None:
     t.executed("a", "unknown")
     t.add("execution.evidence", SYSTEM, t.subject("a"), finding="executed", match=True)
     t.executed("a", "executed", reconciled=True)
+
+
+@legal
+def released_after_the_pause_and_beside_others(t: Teller) -> None:
+    t.add("pause.begun", SYSTEM, {}, pause="pau_1", covers="all")
+    t.add("pause.begun", SYSTEM, {"app": "app_2"}, pause="pau_2", covers="app")
+    t.add("pause.begun", SYSTEM, {"server": "bank"}, pause="pau_3", covers="server")
+    t.requested("b")
+    t.reviewed("b", verdict="deny")
+    t.decided("b", "deny")
+    t.released("b", approve=False)
+    t.add("pause.ended", SYSTEM, {}, pause="pau_1", covers="all")
+    t.whole("a")
 
 
 @legal
