@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.audit.ledger import Ledger
 from gateway.audit.live import verify_live
 from gateway.audit.records import SYSTEM
+from gateway.audit.sequencer import Sequencer
 from gateway.audit.signing import Signer
 from gateway.audit.tree import Frontier
 from gateway.errors import Unavailable
@@ -283,6 +284,42 @@ async def whole(url: str, db: Database, clock: FakeClock, replicas: list[Replica
         places = dict((await (await session.connection()).execute(query)).all())
     for process in replicas:
         assert {name: places.get(name) for name in process.sealed} == process.sealed
+
+
+class Taken:
+    """A seat that somebody else does not get up from."""
+
+    async def take(self) -> bool:
+        return False
+
+    async def held(self) -> bool:
+        return False
+
+    async def leave(self) -> None:
+        return None
+
+
+async def test_of_several_who_see_a_stopped_sequencer_one_takes_its_place(
+    url: str, db: Database, clock: FakeClock
+) -> None:
+    async with replica(url, clock):
+        pass
+    first, second = (Sequencer(db, signer(), clock, Taken()) for _ in range(2))
+    assert not await first.elect(announce=True)
+    assert await first.elect(announce=True, deposing=1)
+    assert not await second.elect(announce=True, deposing=1)  # the second comes too late
+    assert await first.seal() is not None
+    await check_ledger(db)
+
+
+async def test_sessions_of_the_gateway_are_durable_and_bound(db: Database) -> None:
+    for name, value in (
+        ("synchronous_commit", "on"),
+        ("idle_in_transaction_session_timeout", "10s"),
+        ("lock_timeout", "10s"),
+    ):
+        async with db.engine.connect() as connection:
+            assert await connection.scalar(text(f"SHOW {name}")) == value
 
 
 async def test_a_sequencer_paused_in_a_transaction_blocks_the_next_one_for_a_while_only(
