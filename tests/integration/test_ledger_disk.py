@@ -102,7 +102,7 @@ def traced(folder: Path, *options: str, seconds: float = 4) -> tuple[int | None,
     asyncio.run(_make(folder / "gatepass.sqlite3"))
     trace = folder / "trace"
     command = ["strace", "-f", "-y", "-o", str(trace), *options]
-    command += [sys.executable, "-m", "tests.support.ledger_process"]
+    command += [sys.executable, "-m", "tests.support.replica"]
     command += [f"sqlite+aiosqlite:///{folder / 'gatepass.sqlite3'}", str(folder), "one"]
     process = subprocess.Popen(
         command,

@@ -29,7 +29,7 @@ from gateway.store.notifications import Notifications
 from gateway.store.tables import metadata
 from tests.support.clock import FakeClock
 from tests.support.ledger import SEED, a_record, check_ledger, signer
-from tests.support.ledger_process import Replica
+from tests.support.replica import Replica
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 RECORDS = metadata.tables["audit_records"]

@@ -96,7 +96,7 @@ async def open_replicas(
         own.mkdir()
         more = each[number] if number < len(each) else {}
         environ = environment(own, world, free_port(), **{**shared, **more})
-        process = Process(environ, own, ("tests.support.replica",))
+        process = Process(environ, own, ("tests.support.serving",))
         stack.callback(process.kill)
         replica = Replica(world, process.url, key, token, own, process=process)
         replicas.append(await stack.enter_async_context(_clients(replica)))
