@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlmodel import col, or_, select
+from sqlmodel import col, select
 
 from gateway.approvals import reading
 from gateway.approvals.decisions import Approvals
@@ -20,7 +20,8 @@ from gateway.errors import Refused
 from gateway.policy import CallFacts, Effect, Policy, Ruling
 from gateway.store.tables import ApprovalRequest, Exchange
 
-_PAGE = 200
+#: What is read and opened at one go; the event loop waits for it.
+_PAGE = 50
 LAST_AT_MOST = 100_000
 
 
@@ -151,21 +152,22 @@ async def _past(
     context: Approvals, span: Span
 ) -> AsyncIterator[tuple[ApprovalRequest, str | None]]:
     """Past calls, newest first, each with its arguments; None where they are gone."""
-    key, ident = col(ApprovalRequest.created_at), col(ApprovalRequest.id)
+    # Ids grow with time, and are indexed.
+    ident = col(ApprovalRequest.id)
     statement = (
         select(ApprovalRequest, Exchange.data_key)
         .join(Exchange, col(Exchange.id) == ApprovalRequest.exchange_id)
         .where(reading.shown())
-        .order_by(key.desc(), ident.desc())
+        .order_by(ident.desc())
     )
     if span.since is not None:
-        statement = statement.where(key >= span.since)
-    mark = await _mark(context, span.after)
+        statement = statement.where(col(ApprovalRequest.created_at) >= span.since)
+    mark = await _known(context, span.after)
     left = span.last
     while left > 0:
         page = statement.limit(min(_PAGE, left))
         if mark is not None:
-            page = page.where(or_(key < mark[0], (key == mark[0]) & (ident < mark[1])))
+            page = page.where(ident < mark)
         async with context.db.reading() as session:
             rows = (await session.exec(page)).all()
         for row, data_key in rows:
@@ -174,17 +176,17 @@ async def _past(
         if not rows:
             return
         left -= len(rows)
-        mark = rows[-1][0].created_at, rows[-1][0].id
+        mark = rows[-1][0].id
 
 
-async def _mark(context: Approvals, after: str | None) -> tuple[datetime, str] | None:
+async def _known(context: Approvals, after: str | None) -> str | None:
     if after is None:
         return None
     async with context.db.reading() as session:
         row = await session.get(ApprovalRequest, after)
     if row is None:
         raise Refused("'after' is not the id of a request.", param="after")
-    return row.created_at, row.id
+    return after
 
 
 async def _would_be(

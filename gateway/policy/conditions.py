@@ -179,6 +179,8 @@ def _located(message: str) -> ConditionError:
         for line, column, what in _POSITION.findall(message)
         if int(line) > 0
     ]
+    if not found and "recursion" in message:
+        return _error("a condition may not be nested so deeply; take it apart into several rules")
     if not found:
         return _error(message.removesuffix(" [INVALID_ARGUMENT]").strip())
     found.sort(key=lambda flaw: flaw.at or (0, 0))

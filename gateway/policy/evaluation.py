@@ -18,7 +18,7 @@ from gateway.policy.rules import Effect, Policy, Rule
 
 #: Up to here a call is ruled on at once: characters of arguments, and characters of conditions
 #: times those of arguments, which is what the operators of a light condition can cost.
-_LIGHT_ARGUMENTS = 16_384
+_LIGHT_ARGUMENTS = 4096
 _LIGHT_WORK = 1_000_000
 _LEAST = 20
 

@@ -173,6 +173,22 @@ async def test_many_calls_need_no_more_memory_than_a_page(
     assert peak < 2000 * size / 2
 
 
+async def test_a_tool_that_had_changed_would_be_held_whatever_the_rules(
+    played: Stage, clock: FakeClock
+) -> None:
+    await ask(played, clock, "get_a")
+    async with played.db.transaction() as session:
+        row = await session.get_one(ToolDefinition, ("srv_bank", "get_a"))
+        row.listed_digest = "sha256:" + "3" * 64
+        session.add(row)
+    await played.ask(Wish("get_a", "{}", definition=None))
+    outcome = await simulated(played, ALLOW)
+    assert [(count.would_be, count.calls) for count in outcome.counts] == [
+        ("allow", 1),
+        ("hold", 1),
+    ]
+
+
 # --- versions -------------------------------------------------------------------------------
 
 
