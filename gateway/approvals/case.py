@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import literal, union_all
+from sqlalchemy import String, bindparam, union_all
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -135,6 +136,37 @@ class Case:
         return found
 
 
+# Built once: making a statement costs more than running it.
+_APPROVAL: Any = bindparam("approval")
+_REQUEST = (
+    select(ApprovalRequest, Exchange.data_key, Exchange.thread, App.owner)
+    .join(Exchange, col(Exchange.id) == ApprovalRequest.exchange_id)
+    .join(App, col(App.id) == ApprovalRequest.app_id, isouter=True)
+    .where(col(ApprovalRequest.id) == _APPROVAL, reading.shown())
+    .with_for_update(of=ApprovalRequest)
+)
+_PEOPLE = (
+    select(User, Review)
+    .join(
+        Review,
+        (col(Review.user_id) == User.id)
+        & (col(Review.approval_id) == _APPROVAL)
+        & col(Review.withdrawn_at).is_(None),
+        isouter=True,
+    )
+    .where(
+        col(User.id).in_(
+            union_all(
+                select(col(Review.user_id)).where(col(Review.approval_id) == _APPROVAL),
+                select(bindparam("asking", type_=String)),
+            )
+        )
+    )
+    .order_by(col(User.id))
+    .with_for_update(read=True, of=User)
+)
+
+
 async def lock(
     tx: Transaction, envelope: Envelope, approval_id: str, reviewer: Reviewer | None = None
 ) -> Case:
@@ -142,13 +174,7 @@ async def lock(
 
     Raises `NotFound`, and `NotAllowed` when the reviewer is disabled by now.
     """
-    found = await tx.session.exec(
-        select(ApprovalRequest, Exchange.data_key, Exchange.thread, App.owner)
-        .join(Exchange, col(Exchange.id) == ApprovalRequest.exchange_id)
-        .join(App, col(App.id) == ApprovalRequest.app_id, isouter=True)
-        .where(ApprovalRequest.id == approval_id, reading.shown())
-        .with_for_update(of=ApprovalRequest)
-    )
+    found = await tx.session.exec(_REQUEST, params={"approval": approval_id})
     first = found.first()
     if first is None:
         raise NotFound(f"There is no approval request {approval_id}.")
@@ -180,20 +206,7 @@ async def _people(
 
     Locked against being disabled meanwhile: in the ledger, who was disabled first did not count.
     """
-    reviewed = select(col(Review.user_id)).where(Review.approval_id == approval_id)
-    wanted = union_all(reviewed, select(literal(asking or ""))).subquery()
-    standing = (
-        (col(Review.user_id) == User.id)
-        & (col(Review.approval_id) == approval_id)
-        & col(Review.withdrawn_at).is_(None)
-    )
-    found = await session.exec(
-        select(User, Review)
-        .join(Review, standing, isouter=True)
-        .where(col(User.id).in_(select(wanted.c[0])))
-        .order_by(col(User.id))
-        .with_for_update(read=True, of=User)
-    )
+    found = await session.exec(_PEOPLE, params={"approval": approval_id, "asking": asking or ""})
     rows: Sequence[tuple[User, Review | None]] = found.all()
     return rows
 

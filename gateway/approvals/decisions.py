@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import bindparam, update
 from sqlmodel import col, select
 
 from gateway.approvals import lifecycle
@@ -19,10 +19,24 @@ from gateway.approvals.wakeups import Wakeups
 from gateway.audit import records
 from gateway.audit.ledger import Ledger, Transaction
 from gateway.audit.records import SYSTEM, Actor
-from gateway.store.database import Database, compare_and_set
+from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.tables import ApprovalRequest
+from gateway.store.tables import ApprovalRequest, metadata
 from gateway.telemetry import decision_seconds, decisions_total
+
+_REQUESTS = metadata.tables[str(ApprovalRequest.__tablename__)]
+# Built once, and without the mapper: each decision runs one of them.
+_DECIDE = (
+    update(_REQUESTS)
+    .where(_REQUESTS.c.id == bindparam("which"), _REQUESTS.c.state == lifecycle.PENDING)
+    .values(
+        {
+            name: bindparam(name)
+            for name in ("state", "decided_at", "decided_by", "decision_record_id", "reason")
+        }
+    )
+)
+_EXPIRE = _DECIDE.where(_REQUESTS.c.settles_at.is_(None))
 
 
 @dataclass(frozen=True)
@@ -82,22 +96,18 @@ async def decide(tx: Transaction, row: ApprovalRequest, decision: Decision, now:
         subject=subject(row),
         fields=fields,
     )
-    expected = [col(ApprovalRequest.id) == row.id, col(ApprovalRequest.state) == lifecycle.PENDING]
-    if decision.by == "expiry":
-        expected.append(col(ApprovalRequest.settles_at).is_(None))
-    changed = await compare_and_set(
-        tx.session,
-        update(ApprovalRequest)
-        .where(*expected)
-        .values(
-            state=decision.state,
-            decided_at=now,
-            decided_by=decision.by,
-            decision_record_id=record.id,
-            reason=decision.reason,
-        ),
+    changed = await tx.session.exec(
+        _EXPIRE if decision.by == "expiry" else _DECIDE,
+        params={
+            "which": row.id,
+            "state": decision.state,
+            "decided_at": now,
+            "decided_by": decision.by,
+            "decision_record_id": record.id,
+            "reason": decision.reason,
+        },
     )
-    if changed != 1:
+    if changed.rowcount != 1:
         return False
     tx.record(record)
     decisions_total.labels(by=decision.by, outcome=decision.state).inc()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from sqlalchemy import exists, func
+from sqlalchemy import bindparam, exists, func
 from sqlalchemy.orm import aliased
 from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -45,6 +45,36 @@ class LeftOpen:
     approval_id: str
     call: Call
     answer: Answer | None
+
+
+# Built once: making a statement costs more than running it.
+_columns: Any = select
+_requested: Any = aliased(AuditRecord)
+_decided: Any = aliased(AuditRecord)
+_ONE: Any = (
+    _columns(
+        ApprovalRequest,
+        col(Exchange.data_key),
+        col(Exchange.thread),
+        col(App.owner),
+        _requested.index,
+        _decided.index,
+    )
+    .join(Exchange, col(Exchange.id) == ApprovalRequest.exchange_id)
+    .join(App, col(App.id) == ApprovalRequest.app_id, isouter=True)
+    .join(_requested, _requested.id == ApprovalRequest.record_id)
+    .join(_decided, _decided.id == ApprovalRequest.decision_record_id, isouter=True)
+    .where(col(ApprovalRequest.id) == bindparam("approval"), _requested.index.is_not(None))
+)
+_REVIEWS = (
+    select(Review, User.disabled_at)
+    .join(User, col(User.id) == Review.user_id, isouter=True)
+    .where(
+        col(Review.approval_id).in_(bindparam("approvals", expanding=True)),
+        col(Review.withdrawn_at).is_(None),
+    )
+    .order_by(col(Review.id))
+)
 
 
 async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[ApprovalView]:
@@ -83,25 +113,8 @@ async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[App
 
 async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalView:
     """One request; raises `NotFound`."""
-    requested: Any = aliased(AuditRecord)
-    decided: Any = aliased(AuditRecord)
-    columns: Any = select
     async with db.reading() as session:
-        found = await session.exec(
-            columns(
-                ApprovalRequest,
-                col(Exchange.data_key),
-                col(Exchange.thread),
-                col(App.owner),
-                requested.index,
-                decided.index,
-            )
-            .join(Exchange, col(Exchange.id) == ApprovalRequest.exchange_id)
-            .join(App, col(App.id) == ApprovalRequest.app_id, isouter=True)
-            .join(requested, requested.id == ApprovalRequest.record_id)
-            .join(decided, decided.id == ApprovalRequest.decision_record_id, isouter=True)
-            .where(ApprovalRequest.id == approval_id, requested.index.is_not(None))
-        )
+        found = await session.exec(_ONE, params={"approval": approval_id})
         first = found.first()
         if first is None:
             raise NotFound(f"There is no approval request {approval_id}.")
@@ -301,12 +314,7 @@ async def _evidence(
 
 async def _reviews(session: AsyncSession, ids: Sequence[str]) -> list[tuple[Review, bool]]:
     """The reviews that stand, oldest first, each with whether it counts still."""
-    found = await session.exec(
-        select(Review, User.disabled_at)
-        .join(User, col(User.id) == Review.user_id, isouter=True)
-        .where(col(Review.approval_id).in_(ids), col(Review.withdrawn_at).is_(None))
-        .order_by(col(Review.id))
-    )
+    found = await session.exec(_REVIEWS, params={"approvals": list(ids)})
     return [(review, disabled_at is None) for review, disabled_at in found.all()]
 
 

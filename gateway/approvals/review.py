@@ -28,7 +28,7 @@ from gateway.errors import Conflict, GatepassError, NotFound, Refused
 from gateway.identity.roles import Permission
 from gateway.store.database import compare_and_set
 from gateway.store.ids import new_id
-from gateway.store.tables import ApprovalRequest, Grant, Review, User
+from gateway.store.tables import ApprovalRequest, Grant, Review, User, metadata
 
 __all__ = [
     "Approvals",
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _REASON_LIMIT = 2000
+_REVIEW = insert(metadata.tables[str(Review.__tablename__)])
 
 
 @dataclass(frozen=True)
@@ -277,20 +278,21 @@ async def write(
     review_id = new_id("rev", now)
     on_behalf_of = right.on_behalf_of if right else None
     await tx.session.exec(
-        insert(Review).values(
-            id=review_id,
-            approval_id=found.row.id,
-            user_id=reviewer.user_id,
-            reviewer=reviewer.email,
-            verdict=submission.verdict,
-            channel=reviewer.channel,
-            on_behalf_of=on_behalf_of,
-            emergency=right is None,
-            reason=found.seal(f"review:{review_id}:reason", submission.reason),
-            note=found.seal(f"review:{review_id}:note", submission.note),
-            digest=submission.digest,
-            created_at=now,
-        )
+        _REVIEW,
+        params={
+            "id": review_id,
+            "approval_id": found.row.id,
+            "user_id": reviewer.user_id,
+            "reviewer": reviewer.email,
+            "verdict": submission.verdict,
+            "channel": reviewer.channel,
+            "on_behalf_of": on_behalf_of,
+            "emergency": right is None,
+            "reason": found.seal(f"review:{review_id}:reason", submission.reason),
+            "note": found.seal(f"review:{review_id}:note", submission.note),
+            "digest": submission.digest,
+            "created_at": now,
+        },
     )
     fields: dict[str, Any] = {
         "verdict": submission.verdict,

@@ -126,6 +126,8 @@ def open_database(url: str) -> Database:
         options["connect_args"] = {"server_settings": _POSTGRESQL}
     elif url.startswith("sqlite"):
         options["connect_args"] = {"async_creator_fn": sqlite.connect}
+        # Kept open: making a connection costs more than what most of them are used for.
+        options |= {"pool_size": 16, "max_overflow": 0}
     engine = create_async_engine(url, **options)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
