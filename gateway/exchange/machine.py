@@ -20,17 +20,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
-from gateway.exchange import resume
+from gateway.exchange import resume, saved
 from gateway.exchange.messages import (
     CLIENT_CALLS,
     TERMINAL,
     Answer,
     Around,
-    Binding,
     Broken,
     Call,
     Cancelled,
-    Carried,
     Command,
     Decided,
     Emit,
@@ -442,16 +440,16 @@ class Exchange:
     def restore(cls, state: Mapping[str, Any]) -> Exchange:
         """The exchange as it was; raises ValueError for a snapshot of an unknown version."""
         if state.get("version") == 1:
-            state = _second_version(state)
+            state = saved.second_version(state)
         if state.get("version") != 2:
             raise ValueError(f"snapshot version {state.get('version')!r} is not known")
-        exchange = cls(_plan(state["plan"]))
+        exchange = cls(saved.plan(state["plan"]))
         exchange.state = state["state"]
         exchange.stitcher = Stitcher.restore(
             exchange.plan.asked, exchange.plan.show_approvals, state["stitcher"]
         )
         exchange.calls = {call["request_id"]: Call(**call) for call in state["calls"]}
-        exchange.answers = {name: _answer(answer) for name, answer in state["answers"]}
+        exchange.answers = {name: saved.answer(answer) for name, answer in state["answers"]}
         exchange.told = {call["request_id"]: Call(**call) for call in state["told"]}
         exchange.released = {name: exchange.told[name] for name in state["released"]}
         exchange.leave = state.get("leave", {})
@@ -472,29 +470,6 @@ _MALFORMED = (TypeError, AttributeError, KeyError, IndexError, ValueError)
 #: Statuses below 500 after which clients send the same request again by themselves.
 _REPEATED = frozenset({408, 409, 429})
 _NO_RETRY = {"x-should-retry": "false"}
-
-
-def _second_version(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The first version kept the app's own input in front, and only for stateless chains."""
-    own = resume.as_items(state["plan"]["body"].get("input"))
-    return {**state, "version": 2, "transcript": state["context"][len(own) :]}
-
-
-def _plan(state: Mapping[str, Any]) -> Plan:
-    return Plan(
-        **{
-            **state,
-            "bindings": tuple(Binding(**binding) for binding in state["bindings"]),
-            "carried": tuple(
-                Carried(Call(**carried["call"]), _answer(carried["answer"]))
-                for carried in state["carried"]
-            ),
-        }
-    )
-
-
-def _answer(state: Mapping[str, Any] | None) -> Answer | None:
-    return None if state is None else Answer(**state)
 
 
 def _error(message: str, code: str) -> Json:
