@@ -272,13 +272,14 @@ class Driver:
             return
         if self._kept.state == "forwarding":
             await self._save()
+        fence = self._kept.fence
         try:
             self._live.receipt = await release.begin_sending(
                 self._context, self._kept, released, denied, now=self._tools.clock()
             )
         finally:
             # Marked, even where the signed head did not follow: somebody must say what became.
-            if self._kept.state == "sending":
+            if self._kept.fence > fence:
                 self._sending = set(released)
 
     async def _hold(self, turn: Hold) -> Turn:
