@@ -230,12 +230,12 @@ class Driver:
         # Before the claim: what is claimed under a lease that lapses must not be sent any more.
         self._term = await self._tools.lease.renewed()
         now, directory = self._tools.clock(), self._tools.directory
-        begin = release.begin_sending
+        begin, fence = release.begin_sending, self._kept.fence
         try:
             return await begin(self._context, self._kept, sending, directory, now=now)
         finally:
             # Marked, even where the signed head did not follow: somebody must say what became.
-            if self._kept.state == "sending":
+            if self._kept.fence > fence:
                 self._reports.sending = set(sending.released)
 
     async def _sit_out(self, waits: Waits) -> str | None:

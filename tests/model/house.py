@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.approvals import decisions, exchanges, review
@@ -53,7 +54,7 @@ EXECUTION = {
     "not_sent": {"sending", "executed", "failed", "unknown"},
     "sending": {"executed", "failed", "unknown", "not_sent"},
 }
-PEOPLE = ("ann", "bo", "cy")
+PEOPLE = ("ann", "ann", "bo", "cy")  # one of them comes back more often
 
 
 class Stops(Database):
@@ -91,7 +92,10 @@ class Stops(Database):
 
 
 async def _exchange(connection: AsyncConnection, driver: Driver) -> Any:
-    query = select(_EXCHANGES).where(_EXCHANGES.c.id == driver._kept.id)
+    # Not its response id: whose that is may be said by whoever heard it.
+    names = ("state", "fence", "snapshot", "final", "log")
+    columns = [_EXCHANGES.c[name] for name in names]
+    query = select(*columns).where(_EXCHANGES.c.id == driver._kept.id)
     return (await connection.execute(query)).first()
 
 
@@ -123,16 +127,23 @@ class HeldLedger(Ledger):
         if acting() is None:
             return Receipt(0, 0)
         told = await park("sealed", lambda: wanted <= self._house.placed)
-        if told == "no seal":
-            raise Unavailable("The ledger cannot be sealed.", code="ledger_unavailable")
+        while not wanted <= self._house.placed:
+            if told == "no seal":
+                raise Unavailable("The ledger cannot be sealed.", code="ledger_unavailable")
+            told = await park("sealed", lambda: wanted <= self._house.placed)
         return Receipt(0, 0)
 
 
 class Glances(Wakeups):
-    """Whoever waits may look again at any time."""
+    """Whoever waits may look again once anything has been decided."""
+
+    def __init__(self, house: House) -> None:
+        super().__init__(house.db)
+        self._house = house
 
     async def wait(self, approval_ids: Any, seconds: float) -> None:
-        await park("waits")
+        told = self._house.news
+        await park("waits", lambda: self._house.news > told)
 
 
 class Nothing:
@@ -245,6 +256,7 @@ class House:
         self.rows: dict[str, Any] = {}
         self.count = 0
         self.epoch = 0
+        self.news = 0  # decisions and cancellations so far
 
     async def furnish(self, spoil: str = "") -> None:
         """The one app; `spoil` is a statement that takes something away."""
@@ -257,7 +269,7 @@ class House:
 
     def context(self, process: int) -> Approvals:
         """The collaborators of the use cases in a process."""
-        return Approvals(self.ledgers[process], self.envelope, Glances(self.db))
+        return Approvals(self.ledgers[process], self.envelope, Glances(self))
 
     def tools(self, process: int) -> Tools:
         """What the drivers of a process work with."""
@@ -357,6 +369,8 @@ class House:
         except Stale:
             assert stale, "the newest election was refused"
             await sequencer.resign()
+        except IntegrityError as error:
+            raise AssertionError("a sequencer of an older epoch wrote over others") from error
         else:
             assert not stale, "a sequencer of an older epoch sealed"
         async with self.db.connection() as connection:
@@ -411,6 +425,7 @@ class House:
     def _follow(self, row: Any) -> None:
         before = self.seen.get(row.id)
         if before is not None:
+            self.news += row.state != before.state
             assert row.state == before.state or before.state == "pending", (
                 f"{before.state} became {row.state}"
             )
