@@ -87,18 +87,14 @@ class Bindings:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A compiled condition; equal to another with the same source."""
+    """A compiled condition; equal to another with the same source.
+
+    `light`: it reads what it names and builds nothing: no loops, patterns or sums.
+    """
 
     source: str
     program: Any = field(repr=False, compare=False)
-
-    @property
-    def light(self) -> bool:
-        """Whether it reads what it names and builds nothing: no loops, patterns or sums.
-
-        Decided on the text alone; what stands in quotes may make it look heavier, never lighter.
-        """
-        return "+" not in self.source and _LIGHT.issuperset(_CALLED.findall(self.source))
+    light: bool = field(default=False, compare=False)
 
     def evaluate(self, bindings: Bindings) -> bool | CannotEvaluate:
         """Whether it holds; a missing member, a wrong type or a spent budget is neither."""
@@ -126,7 +122,7 @@ def compile_condition(source: str) -> Condition:
     kind = program.return_type()
     if kind not in (cel.Type.BOOL, cel.Type.DYN):
         raise _error(f"a condition must be true or false, this one is {kind.name()}")
-    return Condition(source, program)
+    return Condition(source, program, _is_light(source))
 
 
 def bind(
@@ -148,6 +144,11 @@ def bind(
     if problem is None:
         variables["args"] = arguments.value
     return Bindings(_environment().Activation(variables), problem)
+
+
+def _is_light(source: str) -> bool:
+    # Decided on the text alone: what stands in quotes may make it look heavier, never lighter.
+    return "+" not in source and _LIGHT.issuperset(_CALLED.findall(source))
 
 
 def _is_utf8(text: str) -> bool:

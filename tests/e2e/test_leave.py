@@ -98,7 +98,7 @@ async def test_what_is_always_allowed_takes_one_round_and_is_recorded_all_the_sa
     ]
     assert told[3]["policy"] == leave["policy"]
     shown = (await gateway.api("GET", f"/exchanges/{exchange}")).json()
-    [call] = shown["calls"]
+    [call] = shown["approval_requests"]
     assert (call["tool"], call["state"], call["execution"]) == (
         "get_balance",
         "approved",
