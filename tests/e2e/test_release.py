@@ -209,7 +209,7 @@ policies:
         gateway = await open_gateway(stack, tmp_path, declare=soon)
         asking, one, two = await half_approved(gateway)
         await asyncio.sleep(1.2)
-        await gateway.review(two)
+        await gateway.review(two, "deny")
         (again,) = await gateway.pending()
         assert (again["supersedes"], await gateway.effects()) == (one["id"], [])
         await gateway.review(again, "deny")
