@@ -139,6 +139,11 @@ class Settings(BaseModel):
         timedelta(seconds=20),
         description="How long open answers may go on after SIGTERM. Held ones resume afterwards.",
     )
+    allow_at_azure: bool = Field(
+        False,
+        description="Let Azure call tools that a rule always allows without asking the gateway "
+        "first; see docs/policy.md.",
+    )
     max_rounds: int = Field(25, ge=1, le=100, description="Rounds of one exchange at the most.")
     max_body_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Longest request body accepted from an app."

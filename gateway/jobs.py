@@ -1,4 +1,4 @@
-"""The background loop: what becomes due without anybody doing anything, and changed configuration.
+"""The background loop: what becomes due without anybody doing anything.
 
 Every replica runs it; each step is a compare-and-set, so that one of them does it.
 """
@@ -25,7 +25,6 @@ class Jobs:
     async def run(self) -> None:
         """Go round twice a second, for ever."""
         while True:
-            await _carefully("configuration.refresh", self.services.directory.refresh)
             # Before what is late is denied: what was approved in time is no more to be undone.
             await _carefully("requests.settle", self._settle)
             await _carefully("requests.escalate", self._escalate)

@@ -61,6 +61,7 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
         "writing_tool": N_("The server declares that this tool changes things."),
         "unannotated_tool": N_("The server does not say whether this tool only reads."),
         "very_large": N_("The arguments are very large."),
+        "unexamined": N_("The arguments could not be examined in time."),
         "secret_like": N_("The arguments contain what looks like a key or a token."),
         "lookalike_host": N_("The arguments hold a web address that may look like another one."),
         "definition_changed": N_("The tool's definition has changed since it was accepted."),
@@ -129,6 +130,21 @@ OUTCOMES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             N_("Approved, outcome unknown"),
             N_("Whether the call was executed could not be observed. It is never sent again."),
         ),
+        "superseded": (
+            "over",
+            N_("Approved, but not sent"),
+            N_("What the approval rested on had changed, so the call was ruled on anew."),
+        ),
+        "settled executed": (
+            "waiting",
+            N_("Approved, and executed as somebody found out"),
+            N_("Its outcome was unknown until a person settled it."),
+        ),
+        "settled not_executed": (
+            "over",
+            N_("Approved, and not executed as somebody found out"),
+            N_("Its outcome was unknown until a person settled it. It is never sent again."),
+        ),
         "denied": (
             "bad",
             N_("Denied, not sent"),
@@ -144,6 +160,23 @@ OUTCOMES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             N_("Cancelled, not sent"),
             N_("Nobody waits for the answer any more, so the call was not made."),
         ),
+    }
+)
+
+FINDINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "executed": N_("Azure shows that it was executed."),
+        "failed": N_("Azure shows that the call failed."),
+        "absent": N_("Azure ended the response without this call."),
+        "unavailable": N_("Azure shows nothing of it, or not yet."),
+    }
+)
+
+ALARMS: Mapping[str, str] = MappingProxyType(
+    {
+        "mismatch": N_("Something else was executed than had been approved"),
+        "late_execution": N_("A call was executed that had been settled as not executed"),
+        "break_glass": N_("Somebody decided alone in an emergency"),
     }
 )
 

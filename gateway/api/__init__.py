@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
 from gateway.api import (
+    alarms,
     approvals,
     apps,
     audit,
@@ -63,6 +64,7 @@ def routers() -> tuple[APIRouter, ...]:
         people.router,
         delegations.router,
         audit.router,
+        alarms.router,
     )
 
 

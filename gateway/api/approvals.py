@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.access import After, House, Limit, may
 from gateway.api.grants import TermsIn, reviewer_of
-from gateway.approvals import emergency, history, review
+from gateway.approvals import emergency, history, review, settlement
 from gateway.approvals.review import Submission
+from gateway.approvals.settlement import Settling
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 
 State = Literal["pending", "approved", "denied", "expired", "cancelled"]
+Execution = Literal["not_sent", "sending", "executed", "failed", "unknown"]
 
 
 class ServerOut(BaseModel):
@@ -97,7 +99,7 @@ class ApprovalOut(BaseModel):
     deadline: datetime
     reviews: list[ReviewOut]
     decision: DecisionOut | None
-    execution: Literal["not_sent", "sending", "executed", "failed", "unknown"]
+    execution: Execution
     settles_at: datetime | None = Field(
         None, description="Approved then, unless somebody takes a review back."
     )
@@ -109,6 +111,14 @@ class ApprovalPage(BaseModel):
 
     items: list[ApprovalOut]
     next: str | None
+
+
+class SettlementIn(BaseModel):
+    """What became of a call whose outcome was unknown, and how you know."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    outcome: Literal["executed", "not_executed"]
+    reason: str = Field(min_length=1, max_length=2000)
 
 
 class ExchangeOut(BaseModel):
@@ -158,6 +168,7 @@ class Filters(BaseModel):
     app: str | None = Field(None, max_length=200)
     server: str | None = Field(None, max_length=200)
     tool: str | None = Field(None, max_length=200)
+    execution: Execution | None = None
     after: str | None = Field(None, max_length=200, description="`next` of the previous page.")
     limit: int = Field(50, ge=1, le=200)
 
@@ -220,6 +231,14 @@ async def break_the_glass(house: House, who: Breaker, approval_id: str, body: Em
         look_into=house.settings.break_glass_review,
         now=house.clock(),
     )
+    return view.document()
+
+
+@router.post("/approval-requests/{approval_id}/settlement", response_model=ApprovalOut)
+async def settle_outcome(house: House, who: Decider, approval_id: str, body: SettlementIn) -> Any:
+    """Say what became of a call of unknown outcome. 409 when that is known or settled."""
+    settling = Settling(approval_id, body.outcome, body.reason)
+    view = await settlement.settle(house.approvals, reviewer_of(who), settling, now=house.clock())
     return view.document()
 
 

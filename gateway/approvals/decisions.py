@@ -5,7 +5,7 @@ A decision is a row change and its audit record in one transaction, or it is not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,8 @@ from sqlalchemy import bindparam, update
 from sqlmodel import col, select
 
 from gateway.approvals import lifecycle
+from gateway.approvals.kept import Kept, hold_on
+from gateway.approvals.rulings import Rulings
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit import records
 from gateway.audit.ledger import Ledger, Transaction
@@ -44,6 +46,7 @@ class Approvals:
     ledger: Ledger
     envelope: Envelope
     wakeups: Wakeups
+    rulings: Rulings = field(default_factory=Rulings)
 
     @property
     def db(self) -> Database:
@@ -124,18 +127,29 @@ async def expire_due(context: Approvals, *, now: datetime) -> int:
 
 
 async def cancel(
-    context: Approvals, exchange_id: str, *, actor: Actor = SYSTEM, now: datetime
+    context: Approvals,
+    exchange_id: str,
+    *,
+    actor: Actor = SYSTEM,
+    kept: Kept | None = None,
+    now: datetime,
 ) -> int:
-    """Withdraw the pending requests of an exchange that nobody waits for any more."""
+    """Withdraw the pending requests of an exchange that nobody waits for any more.
+
+    `kept`: only as long as it is ours; raises `Superseded`.
+    """
     return await _settle_pending(
         context,
         col(ApprovalRequest.exchange_id) == exchange_id,
         Decision(lifecycle.CANCELLED, "cancelled", actor),
         now,
+        kept,
     )
 
 
-async def _settle_pending(context: Approvals, which: Any, decision: Decision, now: datetime) -> int:
+async def _settle_pending(
+    context: Approvals, which: Any, decision: Decision, now: datetime, kept: Kept | None = None
+) -> int:
     async with context.db.reading() as session:
         found = await session.exec(
             select(ApprovalRequest)
@@ -146,6 +160,8 @@ async def _settle_pending(context: Approvals, which: Any, decision: Decision, no
     if not rows:
         return 0
     async with context.ledger.transaction() as tx:
+        if kept is not None:
+            await hold_on(tx.session, kept)
         settled = [row.id for row in rows if await decide(tx, row, decision, now)]
     await tx.sealed()
     await context.wakeups.notify(settled)

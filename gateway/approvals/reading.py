@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from sqlalchemy import bindparam, exists
+from sqlalchemy import bindparam, exists, func
 from sqlalchemy.orm import aliased
 from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -22,7 +22,7 @@ from gateway.errors import NotFound, Refused
 from gateway.exchange.messages import Answer, Call
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.tables import App, ApprovalRequest, AuditRecord, Exchange, Review, User
+from gateway.store.tables import App, ApprovalRequest, AuditRecord, Evidence, Exchange, Review, User
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Query:
     app: str | None = None
     server: str | None = None
     tool: str | None = None
+    execution: str | None = None
     after: str | None = None
     limit: int = 50
 
@@ -87,6 +88,7 @@ async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[App
         (ApprovalRequest.app_name, query.app),
         (ApprovalRequest.server_label, query.server),
         (ApprovalRequest.tool, query.tool),
+        (ApprovalRequest.execution, query.execution),
     ):
         if value:
             statement = statement.where(col(column) == value)
@@ -118,8 +120,10 @@ async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalVi
             raise NotFound(f"There is no approval request {approval_id}.")
         row, data_key, thread, owner, *indexes = first
         reviews = await _reviews(session, [approval_id])
+        evidence = await _evidence(session, [row])
     opener = Opener(envelope, row.exchange_id, data_key)
-    view = _view(row, opener, reviews, owner, views.RecordIndexes(*indexes))
+    places = views.RecordIndexes(*indexes)
+    view = _view(row, opener, reviews, owner, places, evidence.get(row.id, ()))
     return replace(view, thread=thread)
 
 
@@ -158,6 +162,17 @@ async def answers(
     return given
 
 
+async def unclear(db: Database) -> int:
+    """How many calls there are whose outcome is unknown."""
+    async with db.reading() as session:
+        found = await session.exec(
+            select(func.count())
+            .select_from(ApprovalRequest)
+            .where(ApprovalRequest.execution == "unknown")
+        )
+        return found.one()
+
+
 async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[LeftOpen]:
     """The calls of the exchange's last round, if it ended without telling Azure about them.
 
@@ -172,12 +187,22 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
             select(ApprovalRequest).where(
                 ApprovalRequest.exchange_id == exchange_id,
                 ApprovalRequest.round == exchange.rounds - 1,
+                ~col(ApprovalRequest.upstream_id).startswith(views.UNASKED),
             )
         )
-        rows = found.all()
-    opener = Opener(envelope, exchange_id, exchange.data_key)
+        rows = [
+            await _standing(session, row)
+            for row in found.all()
+            if await asked_in(session, row) == exchange_id
+        ]
+        keys = {exchange_id: exchange.data_key}
+        for row in rows:
+            if row.exchange_id not in keys:
+                other = await session.get_one(Exchange, row.exchange_id)
+                keys[other.id] = other.data_key
     calls = []
-    for row in rows:
+    for row in {row.id: row for row in rows}.values():
+        opener = Opener(envelope, row.exchange_id, keys[row.exchange_id])
         answer = lifecycle.answer(row.state, opener.text(f"reason:{row.id}", row.reason))
         if answer is not None and answer.approve and row.execution != "not_sent":
             answer = Answer(approve=False, reason="This call has already been carried out.")
@@ -188,6 +213,20 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
         call = Call(row.upstream_id, payload["label"], row.tool, payload["arguments"], row.round)
         calls.append(LeftOpen(row.id, call, answer))
     return calls
+
+
+async def asked_in(session: AsyncSession, row: ApprovalRequest) -> str:
+    """The exchange in which Azure asked for the call, whichever asks people about it anew."""
+    while row.supersedes is not None:
+        row = await session.get_one(ApprovalRequest, row.supersedes)
+    return row.exchange_id
+
+
+async def _standing(session: AsyncSession, row: ApprovalRequest) -> ApprovalRequest:
+    """The request that asks for the call now: the last of those that superseded one another."""
+    while row.superseded_by is not None:
+        row = await session.get_one(ApprovalRequest, row.superseded_by)
+    return row
 
 
 async def wait(context: Approvals, approval_id: str, seconds: float) -> ApprovalView:
@@ -239,6 +278,7 @@ async def _views(
             )
         ).all()
     )
+    evidence = await _evidence(session, rows)
     return [
         _view(
             row,
@@ -248,9 +288,28 @@ async def _views(
             views.RecordIndexes(
                 indexes.get(row.record_id), indexes.get(row.decision_record_id or "")
             ),
+            evidence.get(row.id, ()),
         )
         for row in rows
     ]
+
+
+async def _evidence(
+    session: AsyncSession, rows: Sequence[ApprovalRequest]
+) -> dict[str, tuple[views.EvidenceView, ...]]:
+    unclear = [row.id for row in rows if row.execution == "unknown" or row.settlement]
+    if not unclear:
+        return {}
+    found = await session.exec(
+        select(Evidence)
+        .where(col(Evidence.approval_id).in_(unclear))
+        .order_by(col(Evidence.gathered_at), col(Evidence.id))
+    )
+    seen: dict[str, tuple[views.EvidenceView, ...]] = {}
+    for row in found:
+        view = views.EvidenceView(row.finding, row.where, row.arguments_match, row.gathered_at)
+        seen[row.approval_id] = (*seen.get(row.approval_id, ()), view)
+    return seen
 
 
 async def _reviews(session: AsyncSession, ids: Sequence[str]) -> list[tuple[Review, bool]]:
@@ -285,6 +344,7 @@ def _view(
     reviews: Sequence[tuple[Review, bool]],
     owner: str | None,
     indexes: views.RecordIndexes,
+    evidence: tuple[views.EvidenceView, ...],
 ) -> ApprovalView:
     decision = None
     if row.decided_at is not None:
@@ -334,11 +394,23 @@ def _view(
         round=row.round,
         record=indexes,
         owner=owner,
+        superseded_by=row.superseded_by,
+        supersedes=row.supersedes,
+        credential=row.credential,
+        settlement=_settlement(row, opener),
+        evidence=evidence,
         settles_at=row.settles_at if decision is None else None,
         undo_seconds=row.undo_seconds,
         always_ask=row.always_ask,
         escalation=_escalation(row),
     )
+
+
+def _settlement(row: ApprovalRequest, opener: Opener) -> views.SettlementView | None:
+    if row.settlement is None or row.settled_at is None:
+        return None
+    reason = opener.text(f"settlement:{row.id}", row.settlement_reason)
+    return views.SettlementView(row.settlement, row.settled_by or "", row.settled_at, reason)
 
 
 def _review(opener: Opener, review: Review, *, counts: bool) -> views.ReviewView:

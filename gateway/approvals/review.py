@@ -81,10 +81,13 @@ async def review(
     try:
         async with context.ledger.transaction() as tx:
             found = await case.lock(tx, context.envelope, submission.approval_id, reviewer)
-            if not await _taken_before(tx, found, submission):
+            taken = await _taken_before(tx, found, submission)
+            if not taken:
                 late = await _take(tx, found, reviewer, submission, now)
     except IntegrityError:
         raise Conflict("You have already reviewed this request.", code="already_reviewed") from None
+    if taken:
+        await _sealed_before(context, reviewer, submission.approval_id)
     await tx.sealed()
     await context.wakeups.notify([submission.approval_id])
     if late is not None:
@@ -138,6 +141,19 @@ async def settle_due(context: Approvals, *, now: datetime) -> int:
     if ids:
         await context.wakeups.notify(ids)
     return len(ids)
+
+
+async def _sealed_before(context: Approvals, reviewer: Reviewer, approval_id: str) -> None:
+    """The same review again is acknowledged no sooner than the first time."""
+    async with context.db.reading() as session:
+        row = await session.get_one(ApprovalRequest, approval_id)
+        found = await session.exec(
+            select(Review.id).where(
+                Review.approval_id == approval_id, Review.user_id == reviewer.user_id
+            )
+        )
+        taken = [records.identify("approval.reviewed", subject(row), key) for key in found]
+    await context.ledger.sealed(taken)
 
 
 def checked(submission: Submission) -> Submission:

@@ -13,6 +13,10 @@ import orjson
 T = TypeVar("T")
 
 
+#: What the upstream id of a call begins with that Azure made without asking.
+UNASKED = "unasked:"
+
+
 @dataclass(frozen=True)
 class Page(Generic[T]):
     """Part of a list; `next` is the cursor of what follows, None at the end."""
@@ -76,6 +80,26 @@ class EscalationView:
 
 
 @dataclass(frozen=True)
+class SettlementView:
+    """What a person said became of a call: executed | not_executed; `reason` is for people here."""
+
+    outcome: str
+    by: str
+    at: datetime
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class EvidenceView:
+    """What was found out without a person: executed, failed, absent or unavailable, and where."""
+
+    finding: str
+    where: str
+    arguments_match: bool | None
+    at: datetime
+
+
+@dataclass(frozen=True)
 class RecordIndexes:
     """Where the ledger says so; None while the record has no place in the tree yet."""
 
@@ -115,6 +139,11 @@ class ApprovalView:
     round: int
     record: RecordIndexes
     owner: str | None = None
+    superseded_by: str | None = None
+    supersedes: str | None = None
+    credential: str | None = None
+    settlement: SettlementView | None = None
+    evidence: tuple[EvidenceView, ...] = ()
     settles_at: datetime | None = None  # approved then, unless somebody takes a review back
     undo_seconds: int = 0
     always_ask: bool = False

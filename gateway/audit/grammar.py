@@ -40,6 +40,7 @@ class Story:
     emergencies: set[str] = field(default_factory=set)  # who broke the glass
     decision: tuple[str, str] | None = None
     released: dict[object, str] = field(default_factory=dict)  # fence → outcome, "" while open
+    superseded: bool = False
     differs: int | None = None  # the record that shows another execution than approved
     alarmed: bool = False
 
@@ -62,11 +63,14 @@ class Grammar:
         self.stories: dict[str, Story] = {}
         self._ids: set[int] = set()
         self._epoch = 0
+        self._pauses: dict[str, tuple[str, str | None]] = {}  # in force: scope and name
         self._ruled_before: dict[str, tuple[Ruling, tuple[object, ...]]] = {}
         self._disabled: set[str] = set()
         self._grants: dict[str, Granted] = {}
+        self._leave: set[tuple[object, ...]] = set()
         self._rules = {
             "ledger.started": self._started,
+            "call.preallowed": self._preallowed,
             "call.ruled": self._ruled,
             "approval.requested": self._requested,
             "approval.reviewed": self._reviewed,
@@ -76,9 +80,12 @@ class Grammar:
             "grant.created": self._granted,
             "grant.ended": self._ended,
             "approval.decided": self._decided,
+            "approval.superseded": self._superseded,
             "release.sending": self._released,
             "execution.observed": self._executed,
             "execution.mismatch": self._mismatch,
+            "pause.begun": self._paused,
+            "pause.ended": self._resumed,
         }
 
     def feed(self, index: int, record: Mapping[str, Any]) -> Iterator[Fault]:
@@ -103,6 +110,19 @@ class Grammar:
         if record["epoch"] <= self._epoch:
             yield "epoch went back", f"election {record['epoch']} follows election {self._epoch}"
         self._epoch = record["epoch"]
+
+    def _preallowed(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        exchange, server = (record["subject"].get(name) for name in ("exchange", "server"))
+        self._leave.update((exchange, server, tool, record["policy"]) for tool in record["tools"])
+        yield from ()
+
+    def _has_leave(self, story: Story, record: Mapping[str, Any]) -> bool:
+        """Whether policy allowed the call, and Azure had been told that it need not ask."""
+        if story.ruling is None or story.ruling.effect != "allow" or story.released:
+            return False
+        names = (record["subject"].get(name) for name in _SUBJECT)
+        allowed = (*names, story.ruling.policy) in self._leave
+        return allowed and story.decision == ("approve", "policy")
 
     def _ruled(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name, story = self._story(record)
@@ -246,21 +266,45 @@ class Grammar:
         if record.get("approve") is False:
             return
         name, story = self._story(record)
+        if any(_covers(*pause, record["subject"]) for pause in self._pauses.values()):
+            yield "released while paused", f"{name} was released although a pause was in force"
         if story is None or story.decision is None:
             yield "release without decision", f"{name} was released before it was decided"
         elif story.decision[0] != "approve":
             yield "release without decision", f"{name} was released although it was denied"
         if story is not None:
-            if any(outcome != "not_sent" for outcome in story.released.values()):
-                yield "released twice", f"{name} was released before"
+            yield from _released_once(name, story)
             yield from _same(story, record)
             story.released[record["fence"]] = ""
+
+    def _paused(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        scope = record["covers"]
+        self._pauses[record["pause"]] = scope, record["subject"].get(scope)
+        yield from ()
+
+    def _resumed(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        if self._pauses.pop(record["pause"], None) is None:
+            yield "pause without beginning", f"the pause {record['pause']} was not in force"
+
+    def _superseded(self, _: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        name, story = self._story(record)
+        if story is None:
+            yield "superseded without approval", f"{name} was never requested"
+            return
+        if story.superseded or story.decision is None or story.decision[0] != "approve":
+            yield "superseded without approval", f"{name} had no approval that stood"
+        if any(outcome != "not_sent" for outcome in story.released.values()):
+            yield "superseded after release", f"{name} was released before"
+        yield from _same(story, record)
+        story.superseded = True
 
     def _executed(self, index: int, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         name, story = self._story(record)
         if story is None:
             yield "execution without request", f"{name} was never requested"
             return
+        if self._has_leave(story, record):
+            story.released[None] = ""
         yield from _outcome(name, story, record)
         if record.get("match") is not False:
             yield from _same(story, {**record, "args": {}})
@@ -317,6 +361,18 @@ def _outcome(name: str, story: Story, record: Mapping[str, Any]) -> Iterator[tup
     elif before and not record.get("reconciled"):
         yield "two outcomes", f"the outcome of {name} under fence {fence} was recorded before"
     story.released[fence] = outcome
+
+
+def _released_once(name: str, story: Story) -> Iterator[tuple[str, str]]:
+    if any(outcome != "not_sent" for outcome in story.released.values()):
+        yield "released twice", f"{name} was released before"
+    if story.superseded:
+        yield "released after superseded", f"{name} was superseded before"
+
+
+def _covers(scope: str, name: str | None, subject: Mapping[str, Any]) -> bool:
+    """Whether a pause covers what is about this subject."""
+    return scope == "all" or (name is not None and subject.get(scope) == name)
 
 
 def _about(record: Mapping[str, Any]) -> tuple[object, ...]:

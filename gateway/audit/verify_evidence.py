@@ -37,9 +37,11 @@ KINDS = frozenset(
     alarm.closed alarm.overdue alarm.raised approval.escalated break_glass.used
     delegation.created delegation.ended grant.created grant.ended review.withdrawn
     app.changed app.created app.removed app_key.created app_key.revoked approval.decided
-    approval.requested approval.reviewed call.ruled config.applied credential.written
-    exchange.finished exchange.opened execution.mismatch execution.observed export.made
-    group.changed ledger.heartbeat ledger.started link.created payload.read policy.activated
+    approval.requested approval.reviewed approval.superseded call.preallowed call.ruled
+    call.shadowed config.applied credential.written exchange.finished exchange.opened
+    execution.evidence execution.mismatch execution.observed export.made group.changed
+    ledger.heartbeat ledger.started link.created pause.begun pause.ended payload.read
+    policy.activated policy.saved policy.shadow_begun policy.shadow_ended
     release.sending request.completed security.overridden security.refused server.changed
     server.registered server.removed token.created token.revoked tooldef.accepted
     tooldef.changed tooldef.pinned user.changed user.created user.signed_in user.signed_out
@@ -297,8 +299,8 @@ class House:
 class Story:
     """What the records have told of one approval request; steps yield what cannot have happened."""
 
-    __slots__ = """alarmed asked askers broke decision differs fences first house quorum ruling
-        settled stands verdicts""".split()
+    __slots__ = """alarmed asked askers broke decision differs fences first house leave quorum
+        ruling settled stands verdicts""".split()
 
     def __init__(self, house: House) -> None:
         self.house = house
@@ -313,6 +315,7 @@ class Story:
         self.verdicts: dict[str, str] = {}
         self.decision = ""
         self.fences: dict[Any, str] = {}  # outcome by fence, "" while it is open
+        self.leave: set[tuple[Any, ...]] = set()  # exchange, server, tool, policy
         self.differs = -1
         self.alarmed = False
 
@@ -442,10 +445,22 @@ class Story:
             yield "was released twice"
         self.fences[record["fence"]] = ""
 
+    def supersede(self, _: int, record: dict[str, Any]) -> Iterator[str]:
+        """An approval does not stand any more, and was not sent."""
+        yield from self.same(record)
+        if self.decision != "approve" or set(self.fences.values()) - {"not_sent"}:
+            yield "was superseded without an approval that was still to be sent"
+        self.decision = "superseded"
+
     def observe(self, index: int, record: dict[str, Any]) -> Iterator[str]:
         """What became of it: one outcome for one release, and what was approved."""
         fence, match = record.get("fence", next(reversed(self.fences), None)), record.get("match")
-        before, asked = self.fences.get(fence), self.asked.mark if self.asked else None
+        asked = self.asked.mark if self.asked else None
+        # Policy allowed it, and the upstream had leave not to ask.
+        leave = (*facts(record)[:3], self.ruling[1]) in self.leave
+        if leave and not self.fences and (self.decision, self.ruling[0]) == ("approve", "allow"):
+            self.fences[fence] = ""
+        before = self.fences.get(fence)
         if match is not False:
             yield from self.same(record, asked)
         if before is None and record["outcome"] != "not_sent":
@@ -473,6 +488,7 @@ STEPS = {
     "break_glass.used": Story.emergency,
     "grant.created": Story.remember,
     "approval.decided": Story.decide,
+    "approval.superseded": Story.supersede,
     "release.sending": Story.release,
     "execution.observed": Story.observe,
     "execution.mismatch": Story.alarm,
@@ -488,7 +504,9 @@ class Folder:
         self.faults: list[tuple[int, int, str]] = []  # layer, record or -1, text
         self.stories: dict[str, Story] = {}
         self.house = House()
+        self.leave: set[tuple[Any, ...]] = set()
         self.ids: set[int] = set()
+        self.pauses: dict[str, tuple[str, str | None]] = {}
         self.opened: tuple[bytes, Head] | None = None
         self.epoch = 0
         self.foreign = False  # whether the head does not authenticate the tiles
@@ -699,13 +717,24 @@ class Folder:
         elif kind == "grant.ended":
             for text in self.house.end(record):
                 self.fault(ORDER, f"{record['grant']} {text}", index)
+        elif kind == "pause.begun":
+            self.pauses[record["pause"]] = record["covers"], subject.get(record["covers"])
+        elif kind == "pause.ended":
+            if self.pauses.pop(record["pause"], None) is None:
+                self.fault(ORDER, "a pause ended that was not in force", index)
         elif kind == "execution.mismatch" and "approval" not in subject:
             pass  # something that nobody had asked for
+        elif kind == "call.preallowed":
+            of = subject.get("exchange"), subject.get("server")
+            self.leave.update((*of, tool, record["policy"]) for tool in record["tools"])
         elif kind in STEPS and record.get("approve") is not False:
             name = subject["approval"]
-            for text in STEPS[kind](
-                self.stories.setdefault(name, Story(self.house)), index, record
-            ):
+            covered = (s == "all" or subject.get(s) == n for s, n in self.pauses.values())
+            if kind == "release.sending" and any(covered):
+                self.fault(ORDER, f"{name} was released although a pause was in force", index)
+            story = self.stories.setdefault(name, Story(self.house))
+            story.leave = self.leave
+            for text in STEPS[kind](story, index, record):
                 self.fault(ORDER, f"{name} {text}", index)
 
     def check_payloads(self) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.alarms import alarms, pause, pauses, resume
 from gateway.cli.apps import app as apps
 from gateway.cli.audit import app as audit
 from gateway.cli.configuration import apply
@@ -54,7 +55,7 @@ def _root(
     """Approval and audit gateway for MCP tool calls."""
 
 
-for _command in (serve, demo, migrate, init, doctor, apply):
+for _command in (serve, demo, migrate, init, doctor, apply, resume):
     app.command(_command.__name__)(_command)
 for _name, _group in {
     "apps": apps,
@@ -66,6 +67,9 @@ for _name, _group in {
     "users": users,
     "delegations": delegations,
     "audit": audit,
+    "pause": pause,
+    "pauses": pauses,
+    "alarms": alarms,
 }.items():
     app.add_typer(_group, name=_name)
 

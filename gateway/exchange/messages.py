@@ -206,6 +206,17 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class Ran:
+    """What became of a call for which the round gave leave beforehand, so that nobody was asked.
+
+    The call has the id of its item for a request id.
+    """
+
+    call: Call
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mismatch:
     """Azure reports an execution that nobody approved, or another one than was approved."""
 
@@ -276,4 +287,4 @@ class Finished:
 
 
 Turn = Forward | Hold | Finished
-Command = Emit | Listed | Observed | Mismatch | Forward | Hold | Finished
+Command = Emit | Listed | Observed | Ran | Mismatch | Forward | Hold | Finished

@@ -18,6 +18,9 @@ class Permission(StrEnum):
 
     READ_REQUESTS = "requests.read"
     REVIEW_REQUESTS = "requests.review"
+    CLOSE_ALARMS = "alarms.close"
+    BEGIN_PAUSES = "pauses.begin"
+    END_PAUSES = "pauses.end"
     BREAK_GLASS = "requests.break_glass"
     END_GRANTS = "grants.end"
     DELEGATE = "delegations.write"
@@ -40,6 +43,9 @@ SENTENCES: Mapping[Permission, str] = MappingProxyType(
     {
         Permission.READ_REQUESTS: "See approval requests with the exact arguments of each call.",
         Permission.REVIEW_REQUESTS: "Approve or deny approval requests.",
+        Permission.CLOSE_ALARMS: "Close alarms that one has not caused, with a note.",
+        Permission.BEGIN_PAUSES: "Stop releasing calls: all of them, an app's or a server's.",
+        Permission.END_PAUSES: "End a pause, so that calls are released again.",
         Permission.BREAK_GLASS: "Approve one request alone in an emergency.",
         Permission.END_GRANTS: "End remembered approvals.",
         Permission.DELEGATE: "Say who stands in for oneself, from when to when.",
@@ -88,7 +94,14 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "reviewer": Role(
             "reviewer",
             "Decides approval requests, and sees what a viewer sees.",
-            _VIEWER | {Permission.REVIEW_REQUESTS, Permission.END_GRANTS, Permission.DELEGATE},
+            _VIEWER
+            | {
+                Permission.REVIEW_REQUESTS,
+                Permission.CLOSE_ALARMS,
+                Permission.BEGIN_PAUSES,
+                Permission.END_GRANTS,
+                Permission.DELEGATE,
+            },
         ),
         "break_glass": Role(
             "break_glass",

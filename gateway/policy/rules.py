@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from gateway.errors import Refused
 from gateway.policy.conditions import Condition, ConditionError, compile_condition
 from gateway.policy.durations import format_duration, parse_duration
+from gateway.policy.names import Names, compile_names
 from gateway.policy.problems import Path, Problem, kind_of
 
 MAX_RULES = 1000
@@ -54,10 +55,18 @@ class Match:
     apps: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
+    #: The same, compiled: apps, servers, tools.
+    names: tuple[Names, Names, Names] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Compile the patterns, once for all calls."""
+        compiled = tuple(compile_names(globs) for globs in (self.apps, self.servers, self.tools))
+        object.__setattr__(self, "names", compiled)
 
     def covers(self, app: str, server: str, tool: str) -> bool:
         """Whether all three names fit. Names are compared exactly, case included."""
-        return _fits(self.apps, app) and _fits(self.servers, server) and _fits(self.tools, tool)
+        apps, servers, tools = self.names
+        return tool in tools and server in servers and app in apps
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,37 @@ class Policy:
     def documents(self) -> list[dict[str, Any]]:
         """The rules as plain data; `parse` gives the same policy back."""
         return [rule.document() for rule in self.rules]
+
+    def candidates(self, app: str, server: str, tool: str) -> tuple[Rule, ...]:
+        """The rules that may speak of a call by its names, in no particular order."""
+        return self._recent(app, server, tool)
+
+    @cached_property
+    def _recent(self) -> Callable[[str, str, str], tuple[Rule, ...]]:
+        # Names repeat from call to call, and a policy never changes.
+        return lru_cache(maxsize=512)(self._candidates)
+
+    def _candidates(self, app: str, server: str, tool: str) -> tuple[Rule, ...]:
+        by_tool, by_server, others = self._index
+        found = (*by_tool.get(tool, ()), *by_server.get(server, ()), *others)
+        return tuple(rule for rule in found if rule.match.covers(app, server, tool))
+
+    @cached_property
+    def _index(self) -> tuple[dict[str, list[Rule]], dict[str, list[Rule]], list[Rule]]:
+        # Each rule stands where fewest calls come by: under its tools, else under its servers.
+        by_tool: dict[str, list[Rule]] = {}
+        by_server: dict[str, list[Rule]] = {}
+        others: list[Rule] = []
+        for rule in self.rules:
+            _, servers, tools = rule.match.names
+            for names, index in ((tools, by_tool), (servers, by_server)):
+                if names.listed:
+                    for name in names.exact:
+                        index.setdefault(name, []).append(rule)
+                    break
+            else:
+                others.append(rule)
+        return by_tool, by_server, others
 
     @cached_property
     def digest(self) -> str:
@@ -208,11 +248,13 @@ class _Reader:
                 return text
             case None:
                 self.report((), "needs a name")
-            case _:
+            case given:
+                # YAML reads a bare `no` or `7` as something else than text.
+                quotes = "" if isinstance(given, str) else "; put it in quotes"
                 self.report(
                     ("name",),
                     "must be 1 to 80 letters, digits, dots, dashes or underscores, "
-                    "beginning with a letter or digit",
+                    f"beginning with a letter or digit{quotes}",
                 )
         return ""
 
@@ -281,12 +323,14 @@ class _Reader:
 
     def when(self, below: Path, value: Any) -> Condition | None:
         if not isinstance(value, str) or not value.strip():
-            self.report(below, f"must be a CEL condition in quotes, not {_or_empty(value)}")
+            shown = _or_empty(value.strip() if isinstance(value, str) else value)
+            self.report(below, f"must be a CEL condition in quotes, not {shown}")
             return None
         try:
             return compile_condition(value)
         except ConditionError as error:
-            self.report(below, str(error))
+            path = (*self.path, *below)
+            self.problems.extend(Problem(path, f.message, within=f.at) for f in error.flaws)
             return None
 
     def quorum(self, below: Path, value: Any) -> int:
@@ -346,23 +390,3 @@ def _escalation(escalate: Escalation | None) -> dict[str, Any] | None:
 
 def _or_empty(value: Any) -> str:
     return "an empty one" if value in ("", [], ()) else kind_of(value)
-
-
-def _fits(globs: tuple[str, ...], name: str) -> bool:
-    return not globs or any(_fits_one(glob, name) for glob in globs)
-
-
-def _fits_one(glob: str, name: str) -> bool:
-    first, *rest = glob.split("*")
-    if not rest:
-        return name == glob
-    *middle, last = rest
-    if not name.startswith(first):
-        return False
-    position = len(first)
-    for part in middle:
-        position = name.find(part, position)
-        if position < 0:
-            return False
-        position += len(part)
-    return len(name) - position >= len(last) and name.endswith(last)

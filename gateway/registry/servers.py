@@ -292,7 +292,7 @@ async def _entries(session: AsyncSession, rows: list[Server]) -> list[ServerEntr
 
 
 def _value_name(row: Server) -> str:
-    return "" if row.credential is None else sealed.key(scoped(row))
+    return "" if row.credential is None else scoped(row).stored_as
 
 
 async def _tool_counts(session: AsyncSession) -> tuple[Mapping[str, int], Mapping[str, int]]:

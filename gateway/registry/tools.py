@@ -110,7 +110,8 @@ async def accept(
             tx.session.add(row)
             subject = {"server": label, "tool": tool}
             Change(tx, actor, now).record("tooldef.accepted", subject, fields)
-        return _state(row)
+    await tx.sealed()
+    return _state(row)
 
 
 async def listing(db: Database, label: str) -> list[ToolState]:

@@ -244,7 +244,7 @@ def test_a_wrong_file_is_named_with_its_line(host: Host, tmp_path: Path) -> None
     for words in (["apply", str(file)], ["policy", "check", str(file)]):
         result = host.run(*words)
         assert result.exit_code == 1
-        assert re.search(r"bad\.yaml:4: .*colour", result.stderr)
+        assert re.search(r"bad\.yaml:4:\d+: .*colour", result.stderr)
     assert host.run("apply", str(tmp_path / "none.yaml")).exit_code == 1
 
 
@@ -266,6 +266,48 @@ def test_policy_simulate_tries_rules_on_past_calls(host: Host, tmp_path: Path) -
     assert "delete_page on wiki" in host.ok("policy", "simulate", str(file))
     file.write_text("servers: []\n")
     assert host.run("policy", "simulate", str(file)).exit_code == 1
+
+
+def test_policy_versions_on_the_command_line(host: Host, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("policies:\n  - {name: strict, effect: deny, match: {tool: 'delete_*'}}\n")
+    second.write_text("policies:\n  - {name: reads, effect: allow, match: {tool: 'get_*'}}\n")
+    host.ok("apply", str(first))
+    assert "Saved version 2" in host.ok("policy", "save", str(second))
+    assert host.ok("policy", "diff", "1", "2").splitlines() == [
+        "- strict: deny delete_* on every server",
+        "+ reads: allow get_* on every server",
+    ]
+    assert "in force" in host.ok("policy", "show", "1")
+    assert "Version 2 is in shadow." in host.ok("policy", "shadow", "2")
+    assert host.json("policy", "shadow")["calls"] == 0
+    assert [each["shadow"] for each in host.json("policy", "list")] == [True, False]
+    assert "not in shadow any more" in host.ok("policy", "shadow", "--end")
+    assert host.run("policy", "shadow").exit_code == 1
+    host.ok("policy", "activate", "2")
+    assert [each["active"] for each in host.json("policy", "list")] == [True, False]
+
+
+def test_a_policy_that_allows_what_people_denied_is_not_put_into_force_silently(
+    host: Host, tmp_path: Path
+) -> None:
+    host.ok("users", "create", "ann@example.org", "--role", "reviewer")
+    held = host.held(CallWanted(tool="get_page"))
+    digest = host.json("requests", "show", held)["digest"]
+    words = ("--reason", "No", "--as", "ann@example.org", "--digest", digest)
+    host.ok("requests", "deny", held, *words)
+    file = tmp_path / "draft.yaml"
+    file.write_text("policies:\n  - {name: reads, effect: allow, match: {tool: 'get_*'}}\n")
+    simulated = host.run("policy", "simulate", str(file), "--since", "7d")
+    assert "allows 1 calls that people denied" in simulated.stderr
+    host.ok("policy", "save", str(file))
+    refused = host.run("policy", "activate", "1")
+    assert refused.exit_code == 1
+    assert "would allow 1 of the last 1 calls that people denied" in refused.stderr
+    assert not host.json("policy", "list")[0]["active"]
+    host.ok("policy", "activate", "1", "--allow-denied")
+    assert host.json("policy", "list")[0]["active"]
+    assert host.run("policy", "simulate", str(file), "--since", "soon").exit_code == 1
 
 
 def test_a_credential_comes_from_stdin_or_a_file_and_stays_secret(host, tmp_path) -> None:

@@ -8,8 +8,12 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page
 
-from gateway.approvals import grants
+from gateway.approvals import alarms, grants
+from gateway.approvals.alarms import About
 from gateway.approvals.terms import Terms
+from gateway.audit.records import SYSTEM
+from gateway.registry import pauses
+from gateway.registry.pauses import Pausing
 from tests.support.stage import Stage, Wish
 from tests.ui.conftest import House, Open
 
@@ -31,8 +35,15 @@ async def addresses(house: House) -> dict[str, str]:
     remembered = await remember(played)
     denied = await played.ask(Wish(tool="wipe", rule={"require_reason": True}))
     await played.decide(denied, "deny", reason="Not now")
+    unclear = await played.ask(Wish(tool="push"))
+    await played.decide(unclear, "approve")
+    await played.execute(unclear, outcome="unknown")
+    await trouble(played)
     return {
         "overview": "/",
+        "alarms": "/alarms",
+        "unclear": "/unclear",
+        "unknown": f"/requests/{unclear}",
         "inbox": "/inbox",
         "pending": f"/requests/{pending}",
         "hostile": f"/requests/{hostile}",
@@ -68,6 +79,16 @@ async def remember(played: Stage) -> str:
         terms = Terms(kind, "end_user", played.clock() + timedelta(days=7), fields, 20)
         await grants.remember_later(played.approvals, cy, source, terms, now=played.clock())
     return await played.ask(Wish(tool="pay"))
+
+
+async def trouble(played: Stage) -> None:
+    """An alarm and a pause, which every page shows."""
+    about = About("mismatch", "arguments_differ", "support-bot", tool="post", server_label="bank")
+    now = played.clock()
+    async with played.ledger.transaction() as tx:
+        alarms.add(tx, about, now=now)
+    wanted = Pausing("server", "bank", "Looks odd. " + "a-long-word-without-an-end" * 8, "gateway")
+    await pauses.begin(played.ledger, wanted, actor=SYSTEM, now=now)
 
 
 async def violations(page: Page) -> list[str]:

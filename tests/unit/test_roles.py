@@ -16,7 +16,8 @@ VIEWER = {
 }
 MATRIX = {
     "viewer": VIEWER,
-    "reviewer": VIEWER | {"requests.review", "grants.end", "delegations.write"},
+    "reviewer": VIEWER
+    | {"requests.review", "alarms.close", "pauses.begin", "grants.end", "delegations.write"},
     "break_glass": VIEWER | {"requests.break_glass"},
     "auditor": VIEWER | {"audit.read", "audit.export", "users.read"},
     "admin": {p.value for p in Permission} - {"requests.review", "requests.break_glass"},

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from gateway.approvals import lifecycle
 from gateway.approvals.case import Reviewer
-from gateway.approvals.views import ApprovalView, DecisionView, ReviewView
+from gateway.approvals.views import ApprovalView, DecisionView, ReviewView, SettlementView
 from gateway.errors import GatepassError, Refused
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission, allowed
@@ -62,6 +62,10 @@ _ICONS = {"good": "approved", "bad": "denied", "alarm": "warning", "waiting": "p
 _REVIEWED = {
     "approve": N_("%(who)s approved"),
     "deny": N_("%(who)s denied"),
+}
+_SETTLED = {
+    "executed": N_("%(who)s found out that it was executed"),
+    "not_executed": N_("%(who)s found out that it was not executed"),
 }
 _EMERGENCY = N_("%(who)s broke the glass and approved alone")
 _EXECUTED = {
@@ -165,10 +169,11 @@ class Teller:
         """How it ended and what happened next; None while it waits."""
         if view.state == lifecycle.PENDING:
             return None
-        reached = words.outcome_of(view.state, view.execution, view.arguments_match)
+        reached = _reached(view)
         tone, title, sentence = words.OUTCOMES[reached]
         told = self.say(sentence)
-        if view.execution == "executed" and view.executed_at and view.decision:
+        observed = view.execution == "executed" and view.settlement is None
+        if observed and view.executed_at and view.decision:
             span = self._ui.reader.duration(view.executed_at - view.decision.at)
             told = self.say(N_("Executed %(span)s after the decision."), span=span) + " " + told
         return Outcome(tone, _ICONS[tone], self.say(title), told)
@@ -196,13 +201,28 @@ class Teller:
             yield Step("warning", "waiting", text, view.escalation.since)
         if view.decision is not None:
             yield self._decided(view.state, view.decision)
-        if view.execution == "executed":
+        yield from self._after(view)
+
+    def _after(self, view: ApprovalView) -> Iterator[Step]:
+        """What became of an approved call."""
+        if view.superseded_by is not None:
+            tone, title, _ = words.OUTCOMES["superseded"]
+            yield Step(_ICONS[tone], tone, self.say(title))
+        elif view.settlement is not None:
+            tone, title, _ = words.OUTCOMES["approved unknown"]
+            yield Step(_ICONS[tone], tone, self.say(title), view.executed_at)
+            yield self._settled(view.settlement)
+        elif view.execution == "executed":
             tone = "alarm" if view.arguments_match is False else "good"
             text = self.say(_EXECUTED[view.arguments_match])
             yield Step(_ICONS[tone], tone, text, view.executed_at)
         elif view.execution in ("failed", "unknown", "sending"):
             tone, title, _ = words.OUTCOMES[f"approved {view.execution}"]
             yield Step(_ICONS[tone], tone, self.say(title), view.executed_at)
+
+    def _settled(self, settlement: SettlementView) -> Step:
+        text = self.say(_SETTLED[settlement.outcome], who=seen(settlement.by))
+        return Step("approved", "waiting", text, settlement.at, note=settlement.reason)
 
     def _decided(self, state: str, decision: DecisionView) -> Step:
         by = self.say(words.DECIDERS.get(decision.by, decision.by))
@@ -234,6 +254,14 @@ class Teller:
         if problem.param == "reason":
             return self.say(N_("A reason is needed. Say in a sentence why."))
         return str(seen(problem.message))
+
+
+def _reached(view: ApprovalView) -> str:
+    if view.superseded_by is not None:
+        return "superseded"
+    if view.settlement is not None:
+        return f"settled {view.settlement.outcome}"
+    return words.outcome_of(view.state, view.execution, view.arguments_match)
 
 
 def reviewer_of(reader: Principal) -> Reviewer:

@@ -1,0 +1,326 @@
+"""Many approvals at once while everything breaks: kills, stops, resets, silence, jumping clocks.
+
+Gateways on PostgreSQL behind a way that breaks; Azure behind another one. When the storm is over,
+what the MCP server has done is compared with what the gateways say, call by call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+from sqlalchemy import text
+
+from gateway import config
+from gateway.app import create_services
+from gateway.store import migration
+from gateway.store.database import open_database
+from tests.support.demo import TOKEN, open_world
+from tests.support.gateway import MODEL, environment, free_port, furnish
+from tests.torture.lives import CUT, verify
+from tests.torture.mortals import Mortal, Number, Zygote
+from tests.torture.proxying import Way, way_to
+
+UNIT = 10_000
+MODES = ("background", "plain", "background", "stream")
+LANES = 8
+
+
+@dataclass
+class Toll:
+    """What the storm did, and what was left of it."""
+
+    seconds: float = 0.0
+    done: Counter[str] = field(default_factory=Counter)
+    acknowledged: int = 0
+    lost: int = 0
+    approvals: int = 0
+    executions: Counter[str] = field(default_factory=Counter)
+    effects: int = 0
+    doubled: int = 0
+    unapproved: int = 0
+    sent_twice: int = 0
+    unknown_unsent: int = 0
+
+    def __str__(self) -> str:
+        done = ", ".join(f"{count} {name}" for name, count in sorted(self.done.items()))
+        ends = ", ".join(f"{count} {name}" for name, count in sorted(self.executions.items()))
+        return (
+            f"{self.seconds:.0f} s: {done}; {self.approvals} approvals ({ends}), "
+            f"{self.acknowledged} acknowledged decisions ({self.lost} lost), {self.effects} effects "
+            f"({self.doubled} double, {self.unapproved} unapproved, {self.sent_twice} sent twice), "
+            f"{self.unknown_unsent} unknown that Azure never saw"
+        )
+
+
+class Storm:
+    """Everybody who asks, decides and breaks things."""
+
+    def __init__(
+        self,
+        mortals: list[Mortal],
+        ways: list[Way],
+        key: str,
+        token: str,
+        tool: dict[str, Any],
+        seed: random.Random,
+    ) -> None:
+        self.mortals, self.ways, self.seed = mortals, ways, seed
+        self._key, self._token, self._tool = key, token, tool
+        self.toll = Toll()
+        self.acknowledged: dict[str, str] = {}
+        self._numbers = itertools.count(1)
+        limits = httpx2.Limits(max_connections=400)
+        self._http = httpx2.AsyncClient(timeout=20, verify=False, limits=limits)
+
+    async def run(self, count: int, pause: float) -> None:
+        """Ask `count` times; something breaks every `pause` seconds or so."""
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            others = [group.create_task(self._decide()) for _ in range(2)]
+            chaos = group.create_task(self._break(pause))
+            await asyncio.gather(*(self._lane(count) for _ in range(LANES * 6)))
+            chaos.cancel()
+            await asyncio.wait([chaos])
+            await self.calm()
+            for task in others:
+                task.cancel()
+        self.toll.seconds = time.monotonic() - began
+        self.toll.done["resets"] = sum(way.resets for way in self.ways)
+        self.toll.done["silences"] = sum(way.silences for way in self.ways)
+
+    async def close(self) -> None:
+        """The client's connections."""
+        await self._http.aclose()
+
+    # --- who asks ---------------------------------------------------------------------------
+
+    async def _lane(self, count: int) -> None:
+        while (number := next(self._numbers)) <= count:
+            await self._ask(number)
+
+    async def _ask(self, number: int) -> None:
+        mode = MODES[number % len(MODES)]
+        body: dict[str, Any] = {
+            "model": MODEL,
+            "input": f"Transfer {number / UNIT:.4f} EUR to account 0815",
+            "tools": [self._tool],
+        }
+        if mode != "plain":
+            body["background" if mode == "background" else "stream"] = True
+        for attempt in range(40):
+            if await self._asked(body, attempt):
+                return
+            await asyncio.sleep(0.25)
+
+    async def _asked(self, body: dict[str, Any], attempt: int) -> bool:
+        headers = {"api-key": self._key, "x-stainless-retry-count": str(attempt)}
+        url = f"{self.seed.choice(self.mortals).url}/openai/v1/responses"
+        try:
+            answer = await self._http.post(url, json=body, headers=headers)
+        except CUT:
+            return False
+        return answer.status_code < 500
+
+    # --- who decides ------------------------------------------------------------------------
+
+    async def _decide(self) -> None:
+        headers = {"authorization": f"Bearer {self._token}"}
+        while True:
+            await asyncio.sleep(0.02)
+            url = f"{self.seed.choice(self.mortals).url}/api/v1/approval-requests"
+            try:
+                query = {"state": "pending", "limit": "100"}
+                answer = await self._http.get(url, params=query, headers=headers)
+                found = answer.json()["items"] if answer.status_code == 200 else []
+                self.seed.shuffle(found)
+                await asyncio.gather(*(self._review(url, item, headers) for item in found[:24]))
+            except CUT:
+                pass
+
+    async def _review(self, url: str, request: dict[str, Any], headers: dict[str, str]) -> None:
+        number = round(orjson.loads(request["arguments"])["amount"] * UNIT)
+        verdict = "deny" if number % 7 == 0 else "approve"
+        body = {"verdict": verdict, "reason": "storm", "digest": request["digest"]}
+        path = f"{url}/{request['id']}/reviews"
+        answer = await self._http.post(path, json=body, headers=headers)
+        if answer.status_code == 201:
+            self.acknowledged[request["id"]] = verdict
+
+    # --- what breaks ------------------------------------------------------------------------
+
+    async def _break(self, pause: float) -> None:
+        weights = {"kills": 3, "stops": 3, "reset": 5, "silence": 2, "jumps": 2}
+        while True:
+            await asyncio.sleep(self.seed.uniform(pause / 2, pause * 1.5))
+            [what] = self.seed.choices(list(weights), list(weights.values()))
+            mortal, way = self.seed.choice(self.mortals), self.seed.choice(self.ways)
+            match what:
+                case "kills":
+                    await mortal.end(signal.SIGKILL)
+                    self.toll.done["kills"] += 1
+                case "stops":
+                    mortal.send(signal.SIGSTOP)
+                    await asyncio.sleep(self.seed.uniform(0.1, 0.6))
+                    mortal.send(signal.SIGCONT)
+                    self.toll.done["stops"] += 1
+                case "reset":
+                    for _ in range(3):
+                        way.reset()
+                case "silence":
+                    await way.silence(self.seed.uniform(0.2, 1.0))
+                case "jumps" if mortal.clock is not None:
+                    mortal.clock.value = self.seed.randint(-600, 600)
+                    self.toll.done["jumps"] += 1
+            await self.up()
+
+    async def up(self) -> None:
+        """Whoever watches over processes starts those that ended."""
+        for mortal in self.mortals:
+            for _ in range(20):
+                if mortal.alive:
+                    break
+                with contextlib.suppress(AssertionError):
+                    await mortal.gone()
+                    await mortal.start(points=False)
+                    self.toll.done["starts"] += 1
+
+    async def calm(self) -> None:
+        """Nothing breaks any more: everything comes to its end."""
+        for mortal in self.mortals:
+            await mortal.end(signal.SIGKILL)
+        await self.up()
+
+
+async def settled(database_url: str, seconds: float) -> None:
+    """Until nothing is undecided or on its way."""
+    db = open_database(database_url)
+    query = """SELECT count(*) FROM approval_requests WHERE state = 'pending' OR execution =
+        'sending' OR (state = 'approved' AND execution = 'not_sent')"""
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                async with db.reading() as session:
+                    left = await (await session.connection()).scalar(text(query))
+                if not left:
+                    return
+                await asyncio.sleep(0.2)
+    finally:
+        await db.close()
+
+
+async def compare(storm: Storm, database_url: str, world: Any) -> Toll:
+    """What was done, by the MCP server's own record, beside what is said about it."""
+    toll = storm.toll
+    db = open_database(database_url)
+    query = "SELECT id, upstream_id, state, execution FROM approval_requests"
+    async with db.reading() as session:
+        rows = (await (await session.connection()).execute(text(query))).all()
+    await db.close()
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    async with httpx2.AsyncClient(verify=False, timeout=60) as http:
+        found = (await http.get(f"{world.bank}/effects", headers=headers)).json()["effects"]
+    sent = await _answers(world)
+    states = {row.id: row.state for row in rows}
+    executions = Counter(row.execution for row in rows)
+    toll.approvals, toll.executions, toll.effects = len(rows), executions, len(found)
+    toll.acknowledged = len(storm.acknowledged)
+    wanted = {"approve": "approved", "deny": "denied"}
+    toll.lost = sum(
+        states.get(name) != wanted[verdict] for name, verdict in storm.acknowledged.items()
+    )
+    toll.sent_twice = sum(count > 1 for count in sent.values())
+    for row in rows:
+        if sent[row.upstream_id] and row.state != "approved":
+            toll.unapproved += 1
+        if row.execution == "unknown" and not sent[row.upstream_id]:
+            toll.unknown_unsent += 1
+        if sent[row.upstream_id]:
+            assert row.execution in {"executed", "failed", "unknown"}, row
+    toll.doubled = max(0, len(found) - executions["executed"] - executions["unknown"])
+    assert len(found) >= executions["executed"]
+    return toll
+
+
+async def _answers(world: Any) -> Counter[str]:
+    """How often Azure was told yes about each request."""
+    sent: Counter[str] = Counter()
+    for request in (await world.get("/_demo/requests")).json()["requests"]:
+        items = (request.get("body") or {}).get("input")
+        for item in items if isinstance(items, list) else []:
+            if item.get("type") == "mcp_approval_response" and item["approve"]:
+                sent[item["approval_request_id"]] += 1
+    return sent
+
+
+@contextlib.asynccontextmanager
+async def open_storm(
+    zygote: Zygote, folder: Path, url: str, processes: int, seed: int
+) -> AsyncIterator[tuple[Storm, Any, config.Settings]]:
+    """Gateways on one database, everything between them and the rest breakable."""
+    async with AsyncExitStack() as stack:
+        world = await open_world(stack, keep=100_000)
+        generator = random.Random(seed)
+        base, _, database = url.rpartition("/")
+        head, _, port = base.rpartition(":")
+        to_database, database_port = await stack.enter_async_context(way_to(int(port), generator))
+        azure = int(world.url.rpartition(":")[2])
+        to_azure, azure_port = await stack.enter_async_context(way_to(azure, generator))
+        changes = {
+            "GATEPASS_DATABASE_URL": f"{head}:{database_port}/{database}",
+            "GATEPASS_UPSTREAM_URL": f"http://127.0.0.1:{azure_port}/openai/v1/",
+            "GATEPASS_MASTER_KEY_FILE": str(folder / "master.key"),
+            "GATEPASS_SIGNING_KEY_FILE": str(folder / "signing.key"),
+        }
+        mortals = []
+        for number in range(processes):
+            environ = environment(folder, world, free_port(), **changes)
+            clock = Number.at(folder / f"clock-{number}")
+            mortals.append(Mortal(zygote, environ, folder, str(number), clock))
+        direct = {"GATEPASS_DATABASE_URL": url}
+        settings = config.load({**mortals[0].environ, **direct})
+        await asyncio.to_thread(migration.upgrade, settings.resolved_database_url)
+        services = create_services(settings)
+        key, token = await furnish(services, world.bank)
+        await services.ledger.settle()
+        await services.db.close()
+        tool = {"type": "mcp", "server_label": "bank", "server_url": f"{world.bank}/mcp"}
+        storm = Storm(mortals, [to_database, to_azure], key, token, tool, generator)
+        await storm.up()
+        try:
+            yield storm, world, settings
+        finally:
+            await storm.close()
+            for mortal in mortals:
+                await mortal.end()
+
+
+async def weather(
+    zygote: Zygote, folder: Path, url: str, *, count: int, pause: float, processes: int = 1
+) -> Toll:
+    """One storm from its beginning to the verified ledger."""
+    seed = int(os.environ.get("SEED", "1"))
+    async with open_storm(zygote, folder, url, processes, seed) as (storm, world, settings):
+        await storm.run(count, pause)
+        decide = asyncio.ensure_future(storm._decide())
+        await settled(url, 120)
+        decide.cancel()
+        await asyncio.wait([decide])
+        for mortal in storm.mortals:
+            assert mortal.alive
+            await mortal.end(signal.SIGKILL)
+        await verify(settings, folder)
+        return await compare(storm, url, world)
