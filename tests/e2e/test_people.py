@@ -61,6 +61,19 @@ async def test_the_second_call_is_answered_by_the_grant_without_a_person(gateway
     assert len(await gateway.effects()) == 3
 
 
+async def test_a_grant_for_a_conversation_answers_what_goes_on_from_it(gateway: Gateway) -> None:
+    asking = asyncio.ensure_future(gateway.ask(TRANSFER))
+    [request] = await gateway.pending()
+    await remember(gateway, request, scope="thread")
+    first = await asking
+    second = await gateway.ask(TRANSFER, previous_response_id=first.id)
+    assert second.output_text.startswith(EXECUTED)
+    another = asyncio.ensure_future(gateway.ask(TRANSFER))
+    await gateway.decide("deny")
+    await another
+    assert len(await gateway.effects()) == 2
+
+
 async def test_a_revoked_grant_answers_no_more(gateway: Gateway) -> None:
     first = asyncio.ensure_future(gateway.ask(TRANSFER))
     [request] = await gateway.pending()

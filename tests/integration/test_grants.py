@@ -155,29 +155,27 @@ async def test_a_grant_for_an_end_user_is_for_nobody_else(played: Stage) -> None
         await remember(played, terms(played, scope="end_user"), Wish(end_user=None, tool="x"))
 
 
-async def test_a_grant_for_a_conversation_is_for_no_other(
-    played: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads = iter(("one", "one", "two"))
-    opened = grants.answer
-
-    async def in_a_thread(tx: Any, envelope: Any, asked: Any, now: Any) -> Any:
-        thread = next(threads)
-        mine = update(Exchange).where(Exchange.id == asked.kept.id)
-        await tx.session.exec(mine.values(thread=thread))
-        return await opened(tx, envelope, asked, now)
-
-    monkeypatch.setattr(grants, "answer", in_a_thread)
-    await remember(played, terms(played, scope="thread"))
-    assert (await again(played)).state == "approved"
+async def test_a_grant_for_a_conversation_is_for_no_other(played: Stage) -> None:
+    await remember(played, terms(played, scope="thread"), Wish(thread="exc_one"))
+    assert (await again(played, Wish(thread="exc_one"))).state == "approved"
+    assert (await again(played, Wish(thread="exc_two"))).state == "pending"
     assert (await again(played)).state == "pending"
 
 
 async def test_without_a_conversation_none_is_remembered(played: Stage) -> None:
+    approval_id = await played.ask()
+    await played.decide(approval_id, "approve", ANN)
+    async with played.db.transaction() as session:  # as exchanges of older versions are
+        await session.exec(update(Exchange).values(thread=None))
     with pytest.raises(Refused) as refused:
-        await remember(played, terms(played, scope="thread"))
+        await grants.remember_later(
+            played.approvals,
+            await played.reviewer(ANN),
+            approval_id,
+            terms(played, scope="thread"),
+            now=played.clock(),
+        )
     assert refused.value.param == "scope"
-    assert (await again(played)).state == "pending"
 
 
 # --- its bounds -----------------------------------------------------------------------------
@@ -436,4 +434,4 @@ async def test_what_it_would_have_covered_is_counted_over_the_held_calls_of_the_
     assert await count(terms(played, scope="end_user")) == (2, 5)
     assert await count(terms(played, "tool")) == (4, 5)
     assert await count(terms(played, "fields", fields=("/amount",))) == (3, 5)
-    assert await count(terms(played, scope="thread")) == (0, 5)
+    assert await count(terms(played, scope="thread")) == (1, 5)
