@@ -46,6 +46,7 @@ from gateway.proxy.routes import Edge, Proxy
 from gateway.registry.access_tokens import AccessTokens
 from gateway.registry.directory import Directory
 from gateway.services import Services
+from gateway.store.clock import DatabaseClock
 from gateway.store.database import open_database
 from gateway.store.envelope import Envelope, load_or_create_key
 from gateway.store.notifications import EXCHANGE, Notifications
@@ -86,6 +87,7 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
         settings.resolved_signing_key_file, settings.ledger_origin, settings.data_dir
     )
     db = open_database(settings.resolved_database_url)
+    clock = DatabaseClock(db, clock)
     notifications = Notifications(db)
     ledger = Ledger(db, signer, clock, notifications=notifications)
     keep_out = (
@@ -114,6 +116,7 @@ def create_app(
     `lease`: what it drives is another's so long after its last sign of life.
     """
     services = create_services(settings, clock)
+    clock = services.clock
     azure = Azure(_upstream(settings), services.directory, services.vault)
     hub = Hub()
     tools = Tools(
@@ -194,6 +197,7 @@ async def _running(
         async with asyncio.TaskGroup() as group:
             ledger = group.create_task(services.ledger.run(), name="ledger")
             others = [
+                *await _followed(services.clock, group),
                 group.create_task(services.notifications.run(), name="notifications"),
                 group.create_task(services.wakeups.run(), name="wakeups"),
                 group.create_task(services.directory.run(), name="configuration"),
@@ -227,6 +231,13 @@ async def _running(
         await azure.close()
         services.rulings.close()
         await services.db.close()
+
+
+async def _followed(clock: Clock, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+    if not isinstance(clock, DatabaseClock):
+        return []
+    await clock.adjust()
+    return [group.create_task(clock.run(), name="clock")]
 
 
 def _upstream(settings: Settings) -> Upstream | None:

@@ -36,8 +36,10 @@ def alarm(services: Services) -> str | None:
 
 async def watch(services: Services) -> Watch:
     """What is open, as the database says now."""
+    found, now = await alarms.listing(services.db), services.clock()
     return Watch(
-        len(await alarms.listing(services.db)),
+        len(found),
+        sum(alarm.overdue(now) for alarm in found),
         tuple(await pauses.listing(services.db)),
         await requests.unclear(services.db),
     )

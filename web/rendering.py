@@ -43,6 +43,7 @@ class Watch:
     """What every page tells until it is dealt with: open alarms, pauses, unclear outcomes."""
 
     alarms: int
+    overdue: int
     pauses: tuple[PauseView, ...]
     unclear: int
 

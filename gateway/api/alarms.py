@@ -31,7 +31,8 @@ class AlarmOut(BaseModel):
     server: str | None
     tool: str | None
     raised_at: datetime
-    due_at: datetime | None
+    due_at: datetime | None = Field(description="By then somebody has to have closed it.")
+    overdue: bool
     closed_at: datetime | None
     closed_by: str | None
 
@@ -88,14 +89,15 @@ Ender = Annotated[Principal, Depends(may(Permission.END_PAUSES))]
 async def list_alarms(house: House, _who: Reader, closed: bool = False) -> Any:
     """Alarms that are open, or closed ones."""
     found = await alarms.listing(house.db, closed=closed)
-    return {"items": [_alarm(view) for view in found]}
+    return {"items": [_alarm(view, house.clock()) for view in found]}
 
 
 @router.post("/alarms/{alarm_id}/close", response_model=AlarmOut)
 async def close_alarm(house: House, who: Closer, alarm_id: str, body: NoteIn) -> Any:
     """Say what you found out; whoever caused an alarm cannot close it."""
     closing = Closing(who.actor, who.email, body.note)
-    return _alarm(await alarms.close(house.approvals, alarm_id, closing, now=house.clock()))
+    now = house.clock()
+    return _alarm(await alarms.close(house.approvals, alarm_id, closing, now=now), now)
 
 
 @router.get("/pauses", response_model=PauseList)
@@ -117,7 +119,7 @@ async def end_pause(house: House, who: Ender, pause_id: str) -> None:
     await pauses.end(house.ledger, pause_id, who.email, actor=who.actor, now=house.clock())
 
 
-def _alarm(view: AlarmView) -> dict[str, Any]:
+def _alarm(view: AlarmView, now: datetime) -> dict[str, Any]:
     about = view.about
     return {
         "id": view.id,
@@ -130,6 +132,7 @@ def _alarm(view: AlarmView) -> dict[str, Any]:
         "tool": about.tool,
         "raised_at": view.raised_at,
         "due_at": view.due_at,
+        "overdue": view.overdue(now),
         "closed_at": view.closed_at,
         "closed_by": view.closed_by,
     }

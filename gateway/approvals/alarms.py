@@ -61,6 +61,10 @@ class AlarmView:
     closed_at: datetime | None = None
     closed_by: str | None = None
 
+    def overdue(self, now: datetime) -> bool:
+        """Whether it should have been closed by now."""
+        return self.closed_at is None and self.due_at is not None and self.due_at <= now
+
 
 @dataclass(frozen=True)
 class Closing:

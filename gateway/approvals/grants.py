@@ -266,7 +266,7 @@ class _Candidate:
 
 async def answer(tx: Transaction, envelope: Envelope, asked: Asked, now: datetime) -> Use | None:
     """The grant that answers this call, used once with that; None when people are to be asked."""
-    if asked.ruling.effect is not Effect.HOLD or asked.ruling.always_ask:
+    if asked.ruling.effect is not Effect.HOLD:
         return None
     for found in await _candidates(tx.session, asked, now):
         if _fits(found, asked) and await _not_for_oneself(tx.session, found, asked):

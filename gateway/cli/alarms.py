@@ -126,7 +126,7 @@ def list_alarms(
         emit(found)
         return
     table(
-        ("id", "kind", "code", "app", "request", "raised", "closed", "by"),
+        ("id", "kind", "code", "app", "request", "raised", "due", "closed", "by"),
         [
             (
                 view.id,
@@ -135,6 +135,7 @@ def list_alarms(
                 view.about.app_name,
                 view.about.approval_id,
                 view.raised_at,
+                view.due_at,
                 view.closed_at,
                 view.closed_by,
             )

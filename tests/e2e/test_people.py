@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -60,6 +61,19 @@ async def test_the_second_call_is_answered_by_the_grant_without_a_person(gateway
     assert len(await gateway.effects()) == 3
 
 
+async def test_a_grant_for_a_conversation_answers_what_goes_on_from_it(gateway: Gateway) -> None:
+    asking = asyncio.ensure_future(gateway.ask(TRANSFER))
+    [request] = await gateway.pending()
+    await remember(gateway, request, scope="thread")
+    first = await asking
+    second = await gateway.ask(TRANSFER, previous_response_id=first.id)
+    assert second.output_text.startswith(EXECUTED)
+    another = asyncio.ensure_future(gateway.ask(TRANSFER))
+    await gateway.decide("deny")
+    await another
+    assert len(await gateway.effects()) == 2
+
+
 async def test_a_revoked_grant_answers_no_more(gateway: Gateway) -> None:
     first = asyncio.ensure_future(gateway.ask(TRANSFER))
     [request] = await gateway.pending()
@@ -114,3 +128,19 @@ async def test_in_an_emergency_one_person_releases_what_two_should(tmp_path: Pat
         used, sent = kinds.index("break_glass.used"), kinds.index("release.sending")
         assert used < sent
         await gateway.verify()
+
+
+async def test_E_05_two_calls_of_one_round_answered_crosswise_are_each_bound_to_their_own(
+    gateway: Gateway,
+) -> None:
+    call = 'call transfer {"amount": %d, "currency": "EUR", "to_account": "0815"}'
+    asking = asyncio.ensure_future(gateway.ask(f"{call % 1} and {call % 2}"))
+    requests = {json.loads(one["arguments"])["amount"]: one for one in await gateway.pending(2)}
+    for here, there in ((1, 2), (2, 1)):
+        crossed = {**requests[here], "digest": requests[there]["digest"]}
+        answer = await gateway.review(crossed)
+        assert (answer.status_code, answer.json()["code"]) == (409, "digest_stale")
+    await gateway.review(requests[2], "approve")
+    await gateway.review(requests[1], "deny")
+    await asking
+    assert [effect["arguments"]["amount"] for effect in await gateway.effects()] == [2]

@@ -9,21 +9,26 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlmodel import update
+from sqlmodel import col, update
 
 from gateway.approvals import granted, grants, review
+from gateway.approvals.grants import Asked, Use, answer
 from gateway.approvals.review import Submission
 from gateway.approvals.terms import Terms
 from gateway.approvals.views import ApprovalView
 from gateway.audit import reading
+from gateway.audit.ledger import Transaction
 from gateway.audit.live import verify_live
 from gateway.audit.records import SYSTEM, Actor
 from gateway.errors import Conflict, NotAllowed, Refused
+from gateway.exchange.messages import ServerFacts
+from gateway.policy.evaluation import Ruling
+from gateway.policy.rules import Effect
 from gateway.registry import servers, tools
 from gateway.store.database import Database
-from gateway.store.tables import Exchange, Grant, Server, ToolDefinition
+from gateway.store.tables import AuditRecord, Exchange, Grant, Server, ToolDefinition
 from tests.support.clock import FakeClock
-from tests.support.stage import TRANSFER, Stage, Wish, stage
+from tests.support.stage import BANK, TRANSFER, Stage, Wish, stage
 
 ANN = "ann@example.org"
 OTHER = '{"to": "DE02 1203 0000 0000 2020 51", "amount": 7.00, "memo": "Coffee"}'
@@ -150,29 +155,27 @@ async def test_a_grant_for_an_end_user_is_for_nobody_else(played: Stage) -> None
         await remember(played, terms(played, scope="end_user"), Wish(end_user=None, tool="x"))
 
 
-async def test_a_grant_for_a_conversation_is_for_no_other(
-    played: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads = iter(("one", "one", "two"))
-    opened = grants.answer
-
-    async def in_a_thread(tx: Any, envelope: Any, asked: Any, now: Any) -> Any:
-        thread = next(threads)
-        mine = update(Exchange).where(Exchange.id == asked.kept.id)
-        await tx.session.exec(mine.values(thread=thread))
-        return await opened(tx, envelope, asked, now)
-
-    monkeypatch.setattr(grants, "answer", in_a_thread)
-    await remember(played, terms(played, scope="thread"))
-    assert (await again(played)).state == "approved"
+async def test_a_grant_for_a_conversation_is_for_no_other(played: Stage) -> None:
+    await remember(played, terms(played, scope="thread"), Wish(thread="exc_one"))
+    assert (await again(played, Wish(thread="exc_one"))).state == "approved"
+    assert (await again(played, Wish(thread="exc_two"))).state == "pending"
     assert (await again(played)).state == "pending"
 
 
 async def test_without_a_conversation_none_is_remembered(played: Stage) -> None:
+    approval_id = await played.ask()
+    await played.decide(approval_id, "approve", ANN)
+    async with played.db.transaction() as session:  # as exchanges of older versions are
+        await session.exec(update(Exchange).values(thread=None))
     with pytest.raises(Refused) as refused:
-        await remember(played, terms(played, scope="thread"))
+        await grants.remember_later(
+            played.approvals,
+            await played.reviewer(ANN),
+            approval_id,
+            terms(played, scope="thread"),
+            now=played.clock(),
+        )
     assert refused.value.param == "scope"
-    assert (await again(played)).state == "pending"
 
 
 # --- its bounds -----------------------------------------------------------------------------
@@ -393,9 +396,24 @@ async def test_a_grant_that_the_ledger_does_not_have_yet_answers_nothing(
     played: Stage,
 ) -> None:
     await remember(played, terms(played))
-    async with played.db.transaction() as session:
-        await session.exec(update(Grant).values(record_id="none"))
-    assert (await again(played)).state == "pending"
+    approval_id = await played.ask(Wish(tool="other"))
+    server = ServerFacts("srv_bank", "bank", BANK)
+    digest = "sha256:" + "2" * 64
+    ruling = Ruling(Effect.HOLD, None, "Held.")
+    asked = Asked(played.kept[approval_id], server, "transfer", TRANSFER, digest, ruling)
+
+    async def answered(*, sealed: bool) -> Use | None:
+        async with played.db.transaction() as session:
+            if not sealed:
+                mine = update(AuditRecord).where(col(AuditRecord.kind) == "grant.created")
+                await session.exec(mine.values(index=None))
+            found = await answer(Transaction(played.ledger, session), played.envelope, asked,
+                                 played.clock())  # fmt: skip
+            await session.rollback()
+        return found
+
+    assert await answered(sealed=False) is None
+    assert await answered(sealed=True) is not None
 
 
 async def test_what_it_would_have_covered_is_counted_over_the_held_calls_of_the_app(
@@ -416,4 +434,4 @@ async def test_what_it_would_have_covered_is_counted_over_the_held_calls_of_the_
     assert await count(terms(played, scope="end_user")) == (2, 5)
     assert await count(terms(played, "tool")) == (4, 5)
     assert await count(terms(played, "fields", fields=("/amount",))) == (3, 5)
-    assert await count(terms(played, scope="thread")) == (0, 5)
+    assert await count(terms(played, scope="thread")) == (1, 5)

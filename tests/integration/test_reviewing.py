@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.approvals import decisions, escalation, review
+from gateway.approvals.decisions import Decision
 from gateway.approvals.review import Reviewer, Submission
 from gateway.approvals.views import ApprovalView
 from gateway.audit import reading
@@ -18,6 +19,7 @@ from gateway.audit.records import SYSTEM
 from gateway.errors import Conflict, NotAllowed, NotFound, Refused
 from gateway.identity import people
 from gateway.store.database import Database
+from gateway.store.tables import ApprovalRequest
 from tests.support.clock import FakeClock
 from tests.support.stage import Stage, Wish, stage
 
@@ -183,6 +185,17 @@ async def test_a_review_is_taken_back_and_given_again(played: Stage) -> None:
     assert len(await records(played, "review.withdrawn")) == 1
 
 
+async def test_another_verdict_needs_the_first_to_be_taken_back(played: Stage) -> None:
+    approval_id = await played.ask(Wish(rule={"quorum": 2}))
+    ann = await played.reviewer("ann@example.org")
+    await submit(played, ann, approval_id)
+    with pytest.raises(Conflict) as standing:
+        await submit(played, ann, approval_id, "deny")
+    assert standing.value.code == "already_reviewed"
+    await review.withdraw(played.approvals, ann, approval_id, now=played.clock())
+    assert (await submit(played, ann, approval_id, "deny")).state == "denied"
+
+
 async def test_a_decision_cannot_be_taken_back(played: Stage) -> None:
     approval_id = await played.ask()
     ann = await played.reviewer("ann@example.org")
@@ -261,6 +274,18 @@ async def test_what_was_approved_in_time_does_not_expire_while_it_can_be_undone(
     clock.advance(20)
     assert await review.settle_due(played.approvals, now=clock()) == 1
     assert (await played.read(approval_id)).state == "approved"
+
+
+async def test_an_approval_in_time_beats_an_expiry_that_had_looked_before(
+    played: Stage, clock: FakeClock
+) -> None:
+    approval_id = await played.ask(Wish(rule={"undo_seconds": 20}))
+    async with played.db.reading() as session:
+        seen_before = await session.get_one(ApprovalRequest, approval_id)
+    await submit(played, await played.reviewer("ann@example.org"), approval_id)
+    late = Decision("expired", "expiry", SYSTEM)
+    async with played.ledger.transaction() as tx:
+        assert not await decisions.decide(tx, seen_before, late, clock())
 
 
 # --- who may --------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ class Wish:
     app: str = "support-bot"
     owner: str | None = None
     end_user: str | None = "customer-17"
+    thread: str | None = None
     rule: dict[str, Any] = field(default_factory=dict)
     definition: dict[str, Any] | None = field(default_factory=lambda: DEFINITION)
 
@@ -159,6 +160,7 @@ class Stage:
             servers=(wish.server,),
             overridden=(),
             body_digest="sha256:" + "0" * 64,
+            thread=wish.thread,
         )
         kept = await exchanges.open_exchange(self.approvals, opening, now=now)
         server = ServerFacts(f"srv_{wish.server}", wish.server, wish.url)
