@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 import web
 from gateway import api, config
 from gateway.api import health
-from gateway.approvals import replicas
+from gateway.approvals.lease import LENGTH, Lease
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.audit.signing import load_signer
@@ -108,9 +108,7 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     )
 
 
-def create_app(
-    settings: Settings, clock: Clock = utc_now, lease: timedelta = replicas.LENGTH
-) -> Gatepass:
+def create_app(settings: Settings, clock: Clock = utc_now, lease: timedelta = LENGTH) -> Gatepass:
     """The application of one process, not started yet: its lifespan opens and closes it.
 
     `lease`: what it drives is another's so long after its last sign of life.
@@ -121,7 +119,7 @@ def create_app(
     hub = Hub()
     tools = Tools(
         context=services.approvals,
-        lease=replicas.Lease(services.db, lease),
+        lease=Lease(services.db, lease, settings.data_dir),
         azure=azure,
         directory=services.directory,
         clock=clock,

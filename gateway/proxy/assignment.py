@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from gateway.approvals.decisions import Approvals
-from gateway.approvals.replicas import Lease
+from gateway.approvals.lease import Lease
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Json
 from gateway.proxy.azure import Azure, Wire

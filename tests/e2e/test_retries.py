@@ -16,7 +16,7 @@ import httpx2
 import openai
 import pytest
 
-from gateway.approvals.replicas import Lease
+from gateway.approvals.lease import Lease
 from gateway.proxy import azure
 from gateway.store.tables import ResponseId
 from tests.support.attempts import RESPONSES, add_app, error_of

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from gateway.approvals import decisions, exchanges, holding, release, replicas
 from gateway.approvals.exchanges import Ending
 from gateway.approvals.holding import Round, Rules
 from gateway.approvals.kept import Kept, Superseded
-from gateway.approvals.replicas import Lease, Sought
+from gateway.approvals.lease import LENGTH, Lease
+from gateway.approvals.replicas import Sought
 from gateway.audit.live import verify_live
 from gateway.exchange.messages import Broken, Call, Forward, Observed, ServerFacts
 from gateway.policy.rules import parse
@@ -269,6 +271,22 @@ async def test_a_lease_is_renewed_while_it_runs(shared: Database):
         while await seen() == first:
             await asyncio.sleep(0.02)
     running.cancel()
+
+
+@pytest.mark.postgres
+async def test_a_process_that_follows_another_in_its_folder_need_not_wait_for_its_lease(
+    shared: Database, tmp_path: Path
+):
+    """The lock on the file is the kernel's: it is free when, and only when, that one has ended."""
+    before, beside, after = (Lease(shared, LENGTH, tmp_path) for _ in range(3))
+    await before.join()
+    await beside.join()
+    assert not await beside.alone()
+    assert before._claim is not None
+    before._claim.leave()  # as the end of the process does
+    await after.join()
+    await beside.leave()
+    assert await after.alone()
 
 
 async def test_on_sqlite_everything_of_the_process_before_is_free(
