@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -18,20 +19,23 @@ from starlette.types import Receive, Scope, Send
 import web
 from gateway import api, config
 from gateway.api import health
+from gateway.approvals.lease import LENGTH, Lease
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.audit.signing import load_signer
 from gateway.config import Settings
 from gateway.jobs import Jobs
+from gateway.proxy.assignment import Tools
 from gateway.proxy.azure import Azure, Upstream
 from gateway.proxy.clients import Limits
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
-from gateway.proxy.driver import Tools
+from gateway.proxy.elsewhere import Elsewhere
 from gateway.proxy.files import Files
 from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.guard import Guard
+from gateway.proxy.keeping import Keeper
 from gateway.proxy.live import Hub
 from gateway.proxy.passing import Passing
 from gateway.proxy.recovery import Recovery
@@ -43,7 +47,7 @@ from gateway.registry.directory import Directory
 from gateway.services import Services
 from gateway.store.database import open_database
 from gateway.store.envelope import Envelope, load_or_create_key
-from gateway.store.notifications import Notifications
+from gateway.store.notifications import EXCHANGE, Notifications
 from gateway.telemetry import Clock, utc_now
 from gateway.vault import open_vault
 from web.security import site
@@ -60,6 +64,7 @@ class Gatepass(FastAPI):
 
     guard: Guard
     proxy: Proxy
+    keeper: Keeper
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Dispatch by the first path segment what the guard lets in."""
@@ -100,13 +105,17 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     )
 
 
-def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
-    """The application of one process, not started yet: its lifespan opens and closes it."""
+def create_app(settings: Settings, clock: Clock = utc_now, lease: timedelta = LENGTH) -> Gatepass:
+    """The application of one process, not started yet: its lifespan opens and closes it.
+
+    `lease`: what it drives is another's so long after its last sign of life.
+    """
     services = create_services(settings, clock)
     azure = Azure(_upstream(settings), services.directory, services.vault)
     hub = Hub()
     tools = Tools(
         context=services.approvals,
+        lease=Lease(services.db, lease, settings.data_dir),
         azure=azure,
         directory=services.directory,
         clock=clock,
@@ -114,11 +123,16 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         grace=settings.disconnect_grace,
         keepalive=settings.keepalive,
     )
+    recovery = Recovery(tools, hub)
+    elsewhere = Elsewhere(tools, hub, recovery)
+    keeper = Keeper(tools, hub, recovery)
+    services.notifications.on(EXCHANGE, keeper.hint)
     heartbeat = settings.heartbeat.total_seconds()
     creation = Creation(
         tools=tools,
         passing=Passing(azure, services.ledger, clock),
         hub=hub,
+        elsewhere=elsewhere,
         limits=Limits(
             settings.early_header.total_seconds(),
             settings.plain_limit.total_seconds(),
@@ -132,7 +146,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
     edge = Edge(
         tools=tools,
         creation=creation,
-        retrieval=Retrieval(services.approvals, azure, hub, clock, heartbeat),
+        retrieval=Retrieval(services.approvals, azure, hub, elsewhere, clock, heartbeat),
         conversations=Conversations(
             services.approvals, azure, clock, max_body=settings.max_body_bytes
         ),
@@ -140,11 +154,10 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         files=Files(relay, services.db, settings.max_file_bytes),
         credentials=Credentials(services.directory, AccessTokens(services.directory, clock)),
     )
-    recovery = Recovery(tools, hub)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with _running(services, azure, hub, recovery):
+        async with _running(services, tools, hub, keeper):
             yield
 
     app = Gatepass(
@@ -156,7 +169,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         lifespan=lifespan,
     )
     app.state.services = services
-    app.proxy = Proxy(edge)
+    app.proxy, app.keeper = Proxy(edge), keeper
     names = site(settings.public_url, settings.listen, settings.allowed_hosts).hosts
     app.guard = Guard(names, edge.credentials, services.ledger, clock)
     app.include_router(health.router())
@@ -167,10 +180,10 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
 
 @contextlib.asynccontextmanager
 async def _running(
-    services: Services, azure: Azure, hub: Hub, recovery: Recovery
+    services: Services, tools: Tools, hub: Hub, keeper: Keeper
 ) -> AsyncIterator[None]:
     """Everything that lives as long as the process, started in order, stopped in reverse."""
-    stopping = asyncio.Event()
+    stopping, azure, lease = asyncio.Event(), tools.azure, tools.lease
     await azure.open()
     await services.directory.start()
     try:
@@ -188,10 +201,12 @@ async def _running(
                 [ledger, group.create_task(services.ledger.ready.wait())],
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if services.ledger.healthy and not ledger.done():
-                # Before the first request: what is unfinished now is not of this process.
-                await recovery.run()
-            others.append(group.create_task(Jobs(services).run(), name="jobs"))
+            if not ledger.done():
+                await lease.join()
+                # Before the first request: what nobody drives now is not of this process.
+                await keeper.look()
+            for name, job in (("lease", lease), ("replicas", keeper), ("jobs", Jobs(services))):
+                others.append(group.create_task(job.run(), name=name))
             try:
                 yield
             finally:
@@ -199,6 +214,7 @@ async def _running(
                     task.cancel()
                 stopping.set()
                 await asyncio.wait([home])
+                await lease.leave()
                 ledger.cancel()
     finally:
         await azure.close()

@@ -13,6 +13,7 @@ from sqlalchemy import update
 from sqlmodel import col, select
 
 from gateway.approvals import lifecycle
+from gateway.approvals.kept import Kept, hold_on
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit import records
 from gateway.audit.ledger import Ledger, Transaction
@@ -106,18 +107,29 @@ async def expire_due(context: Approvals, *, now: datetime) -> int:
 
 
 async def cancel(
-    context: Approvals, exchange_id: str, *, actor: Actor = SYSTEM, now: datetime
+    context: Approvals,
+    exchange_id: str,
+    *,
+    actor: Actor = SYSTEM,
+    kept: Kept | None = None,
+    now: datetime,
 ) -> int:
-    """Withdraw the pending requests of an exchange that nobody waits for any more."""
+    """Withdraw the pending requests of an exchange that nobody waits for any more.
+
+    `kept`: only as long as it is ours; raises `Superseded`.
+    """
     return await _settle_pending(
         context,
         col(ApprovalRequest.exchange_id) == exchange_id,
         Decision(lifecycle.CANCELLED, "cancelled", actor),
         now,
+        kept,
     )
 
 
-async def _settle_pending(context: Approvals, which: Any, decision: Decision, now: datetime) -> int:
+async def _settle_pending(
+    context: Approvals, which: Any, decision: Decision, now: datetime, kept: Kept | None = None
+) -> int:
     async with context.db.reading() as session:
         found = await session.exec(
             select(ApprovalRequest)
@@ -128,6 +140,8 @@ async def _settle_pending(context: Approvals, which: Any, decision: Decision, no
     if not rows:
         return 0
     async with context.ledger.transaction() as tx:
+        if kept is not None:
+            await hold_on(tx.session, kept)
         settled = [row.id for row in rows if await decide(tx, row, decision, now)]
     await tx.sealed()
     await context.wakeups.notify(settled)

@@ -16,7 +16,7 @@ import orjson
 
 from gateway.approvals import exchanges, lifecycle, views
 from gateway.approvals.decisions import Approvals, subject
-from gateway.approvals.kept import Kept
+from gateway.approvals.kept import Kept, hold_on
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
@@ -84,6 +84,7 @@ async def open_hold(
     """
     kept = ended.kept
     async with context.ledger.transaction() as tx:
+        await hold_on(tx.session, kept)
         ruled = [await _rule(tx, ended, call, rules, now) for call in ended.calls]
         opened = [_open(tx, context, kept, item, rules, now) for item in ruled]
         ids = {**ended.approvals, **{item.call.request_id: item.approval_id for item in opened}}

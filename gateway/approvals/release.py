@@ -14,8 +14,7 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from gateway.approvals.decisions import Approvals, subject
-from gateway.approvals.exchanges import claimed
-from gateway.approvals.kept import Kept
+from gateway.approvals.kept import Kept, claimed, hold_on
 from gateway.audit import records
 from gateway.audit.records import SYSTEM
 from gateway.errors import Conflict
@@ -78,6 +77,7 @@ async def begin_sending(
                 )
             )
     kept.state, kept.fence = "sending", kept.fence + 1
+    kept.released = kept.fence
     receipt = await tx.sealed()
     return None if receipt is None else str(receipt)
 
@@ -85,8 +85,12 @@ async def begin_sending(
 async def observe(
     context: Approvals, kept: Kept, approval_id: str, observed: Observed, *, now: datetime
 ) -> None:
-    """Record what became of a released call. Waits for the signed head."""
+    """Record what became of a released call. Waits for the signed head.
+
+    Raises `Superseded` when another process has claimed the exchange.
+    """
     async with context.ledger.transaction() as tx:
+        await hold_on(tx.session, kept)
         row = await tx.session.get_one(ApprovalRequest, approval_id)
         await tx.session.exec(
             update(ApprovalRequest)
@@ -96,7 +100,9 @@ async def observe(
             )
             .values(execution=observed.outcome, arguments_match=observed.matches, executed_at=now)
         )
-        fields: dict[str, Any] = {"outcome": observed.outcome, "fence": kept.fence}
+        fields: dict[str, Any] = {"outcome": observed.outcome}
+        if kept.released is not None:
+            fields["fence"] = kept.released
         if observed.matches is not None:
             fields["match"] = observed.matches
         tx.record(

@@ -76,7 +76,17 @@ class Wire:
         return {"headers": dict(self.headers), "query": dict(self.query)}
 
 
-Heard: TypeAlias = Callable[[dict[str, str]], None]
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How a round is sent: `heard` is told the headers of the answer that an app may see; `may`
+    is asked once more, just before the bytes leave, whether they may.
+    """
+
+    heard: Callable[[dict[str, str]], None] = lambda _: None
+    may: Callable[[], bool] = lambda: True
+
+
+_PLAIN = Sending()
 #: JSON, or a file with what belongs to it.
 Body: TypeAlias = bytes | Form
 
@@ -197,12 +207,9 @@ class Azure:
     # --- a round ----------------------------------------------------------------------------
 
     async def round(
-        self, turn: Forward, wire: Wire, heard: Heard | None = None
+        self, turn: Forward, wire: Wire, sending: Sending = _PLAIN
     ) -> AsyncGenerator[Event, None]:
-        """Send one round; its frames, or `Rejected`, or `Broken` as the last event.
-
-        `heard` is told the headers of the answer that an app may see.
-        """
+        """Send one round; its frames, or `Rejected`, or `Broken` as the last event."""
         try:
             document, scrubber = await self._with_credentials(turn.body, turn.bindings)
             raw = dump(document)
@@ -213,7 +220,7 @@ class Azure:
         attempt, replay = 0, True
         while True:
             async with contextlib.aclosing(
-                self._attempt(raw, wire, scrubber, heard, once=answers)
+                self._attempt(raw, wire, scrubber, sending, once=answers)
             ) as events:
                 first = await anext(events, None)
                 pause = _pause(first, attempt, resumes=answers)
@@ -255,14 +262,17 @@ class Azure:
                 return
 
     async def _attempt(
-        self, raw: bytes, wire: Wire, scrubber: Scrubber, heard: Heard | None, *, once: bool
+        self, raw: bytes, wire: Wire, scrubber: Scrubber, sending: Sending, *, once: bool
     ) -> AsyncGenerator[Event, None]:
         answered = False
+        if not sending.may():
+            message = "The gateway was held up, and did not send this."
+            yield Broken(message, sent=False, code="unavailable", status=503)
+            return
         try:
             async with await self.send("POST", "responses", wire, raw, once=once) as response:
                 answered = True
-                if heard is not None:
-                    heard(passed_on(response))
+                sending.heard(passed_on(response))
                 async for event in self._events(response, wire, scrubber):
                     yield event
         except aiohttp.ClientConnectorError:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from typing import assert_never
 
-from gateway.approvals import decisions, exchanges, holding, reading, release
-from gateway.approvals.decisions import Approvals
+from gateway.approvals import decisions, exchanges, holding, reading, release, replicas
 from gateway.approvals.exchanges import Ending
-from gateway.approvals.kept import Kept
+from gateway.approvals.kept import Kept, Superseded, claimed
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import (
@@ -40,70 +38,13 @@ from gateway.exchange.messages import (
     Started,
     Turn,
 )
-from gateway.proxy.azure import Azure, Wire
+from gateway.proxy.assignment import Assignment, Tools, saved_document
+from gateway.proxy.azure import Sending
 from gateway.proxy.live import Live
 from gateway.registry import tools as tool_definitions
-from gateway.registry.directory import Directory
-from gateway.telemetry import Clock, holds_open, log
+from gateway.telemetry import holds_open, log
 
-
-@dataclass(frozen=True)
-class Tools:
-    """What every driver of this process works with."""
-
-    context: Approvals
-    azure: Azure
-    directory: Directory
-    clock: Clock
-    approval_expires: timedelta
-    grace: timedelta
-    keepalive: timedelta
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What one driver needs beside the machine; saved with a waiting exchange.
-
-    `strict` maps a server label to the tools the app itself wants asked for (None: all).
-    `keepalive`: whether typed keepalive events may be sent while holding.
-    """
-
-    wire: Wire
-    strict: Mapping[str, frozenset[str] | None]
-    keepalive: bool
-
-    def document(self) -> Json:
-        """Plain JSON."""
-        strict = {label: None if names is None else sorted(names) for label, names in
-                  self.strict.items()}  # fmt: skip
-        return {"wire": self.wire.document(), "strict": strict, "keepalive": self.keepalive}
-
-    @classmethod
-    def restore(cls, document: Json) -> Assignment:
-        """What `document` wrote."""
-        return cls(
-            Wire(document["wire"]["headers"], document["wire"]["query"]),
-            {
-                label: None if names is None else frozenset(names)
-                for label, names in document["strict"].items()
-            },
-            document["keepalive"],
-        )
-
-
-def saved_document(
-    exchange: Exchange,
-    assignment: Assignment,
-    approvals: Mapping[str, str],
-    frames: list[str] | None = None,
-) -> Json:
-    """An exchange as it is kept, for this process or the next one to go on with."""
-    return {
-        "machine": exchange.snapshot(),
-        "forward": assignment.document(),
-        "approvals": dict(approvals),
-        "frames": frames,
-    }
+_LATER = 5.0  # seconds until an end that could not be recorded is tried again
 
 
 class Driver:
@@ -159,9 +100,16 @@ class Driver:
                     case _:
                         assert_never(turn)
             await self._finish(turn)
+        except Superseded:
+            self._step_aside()
         except Exception as error:
             log.exception("exchange.failed", exchange=self._kept.id)
             await self._give_up(error)
+
+    def _step_aside(self) -> None:
+        """Another replica has it: everything about it is the other's to do."""
+        log.info("exchange.handed_over", exchange=self._kept.id)
+        self._live.lose()
 
     # --- commands ---------------------------------------------------------------------------
 
@@ -243,6 +191,8 @@ class Driver:
     # --- turns ------------------------------------------------------------------------------
 
     async def _forward(self, turn: Forward) -> Turn:
+        # Before the claim: what is claimed under a lease that lapses must not be sent any more.
+        term = await self._tools.lease.renewed()
         try:
             await self._claim(turn)
         except GatepassError as error:
@@ -250,19 +200,23 @@ class Driver:
             return await self._carry_out(self._exchange.receive(broken))
         azure, wire = self._tools.azure, self._assignment.wire
         following, self._following = self._following, None
-        heard = self._live.hear
+        sending = Sending(self._live.hear, partial(self._tools.lease.holds, term))
         source = (
-            azure.follow(following, turn, wire) if following else azure.round(turn, wire, heard)
+            azure.follow(following, turn, wire) if following else azure.round(turn, wire, sending)
         )
         async with contextlib.aclosing(source) as events:
             async for event in events:
-                # Azure just closes the stream of a response that is cancelled.
-                ended = isinstance(event, Broken) and self._cancel is not None
-                next_turn = await self._feed(Cancelled(self._cancel or "") if ended else event)
+                next_turn = await self._feed(await self._understood(event))
                 if next_turn is not None:
                     return next_turn
         broken = Broken("Azure's answer ended without an end.", sent=True)
         return await self._carry_out(self._exchange.receive(broken))
+
+    async def _understood(self, event: Event) -> Event:
+        """Azure just closes the stream of a response that is cancelled."""
+        if isinstance(event, Broken) and (reason := await self._withdrawn()) is not None:
+            return Cancelled(reason)
+        return event
 
     async def _claim(self, turn: Forward) -> None:
         """Mark what is about to be sent. A first round without answers needs no mark."""
@@ -339,9 +293,10 @@ class Driver:
                 if answer is None
             ]
             given = await reading.answers(self._context.db, self._context.envelope, waiting)
-            if (reason := self._unwanted()) is not None:
+            await self._still_ours()
+            if (reason := await self._unwanted(told=bool(given))) is not None:
                 # Before the answers: a call that was withdrawn reads as denied.
-                await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+                await self._cancel_requests()
                 return await self._carry_out(self._exchange.receive(Cancelled(reason)))
             for approval_id, answer in given.items():
                 turn = await self._feed(Decided(request_ids[approval_id], answer))
@@ -373,11 +328,28 @@ class Driver:
             await self._save(frame)
         self._live.emit(frame)
 
-    def _unwanted(self) -> str | None:
+    async def _still_ours(self) -> None:
+        """Stop waiting where another replica has it, or is to have it."""
+        if self._tools.lease.leaving:
+            await replicas.let_go(self._context.db, self._kept)
+            await self._context.wakeups.notify([self._kept.id])
+        if self._tools.lease.leaving or self._live.lost:
+            raise claimed(self._kept)
+
+    async def _unwanted(self, *, told: bool) -> str | None:
+        """Why it is to be given up. `told`: something was decided, maybe by a withdrawal."""
         gone = self._live.abandoned(asyncio.get_running_loop().time())
         if gone is not None and gone >= self._tools.grace.total_seconds():
             return "The app's connection was gone for too long."
-        return self._cancel
+        return await self._withdrawn() if told else self._cancel
+
+    async def _withdrawn(self) -> str | None:
+        """Why the app wants no more of it, wherever it has said so."""
+        return self._cancel or await replicas.withdrawn(self._context.db, self._kept.id)
+
+    async def _cancel_requests(self) -> None:
+        now = self._tools.clock()
+        await decisions.cancel(self._context, self._kept.id, kept=self._kept, now=now)
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -386,7 +358,7 @@ class Driver:
             await self._open(finished.left_open, waits=False)
             if finished.outcome != "completed":
                 # Nobody is asked about calls of a round that failed; Azure will be told no.
-                await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+                await self._cancel_requests()
         await self._conclude(finished)
 
     async def _conclude(self, finished: Finished) -> None:
@@ -400,10 +372,12 @@ class Driver:
             str(code) if code else None,
             finished.around,
             self._live.log(*self._last),
-            # What the app does not want kept is kept only if it was told to come back for it.
+            # What the app does not want kept is kept only if it has to come back for it.
             self._kept.stored or self._live.detached,
+            self._live.listeners > 0,
         )
         await exchanges.finish(self._context, self._kept, ending, now=self._tools.clock())
+        await self._context.wakeups.notify([self._kept.id])
         for frame in self._last:
             self._live.emit(frame)
         self._live.finish(finished)
@@ -411,7 +385,7 @@ class Driver:
     async def _give_up(self, error: Exception) -> None:
         """Something of ours failed: tell the app, and record as much as can be recorded.
 
-        What cannot be recorded now, the next process finds as it was left.
+        What cannot be recorded now is recorded later; the next process finds it as it was left.
         """
         known = isinstance(error, GatepassError)
         body = {
@@ -429,12 +403,33 @@ class Driver:
             response = frames[-1][1]["response"]
         finished = Finished("failed", response, fault)
         try:
-            for approval_id in tuple(self._sending):
-                await self._observe(approval_id, Observed(approval_id, "unknown"))
-            await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+            await self._settle()
             await self._conclude(finished)
+        except Superseded:
+            self._step_aside()
         except Exception:
             log.exception("exchange.end_not_recorded", exchange=self._kept.id)
             for frame in self._last:
                 self._live.emit(frame)
+            self._last = []
             self._live.finish(finished)
+            await self._conclude_later(finished)
+
+    async def _settle(self) -> None:
+        """What was sent, or asked, for an exchange that cannot go on."""
+        for approval_id in tuple(self._sending):
+            await self._observe(approval_id, Observed(approval_id, "unknown"))
+        await self._cancel_requests()
+
+    async def _conclude_later(self, finished: Finished) -> None:
+        """The app has been told the end; it is recorded as soon as that can be done."""
+        while self._kept.state in replicas.OPEN:
+            await asyncio.sleep(_LATER)
+            try:
+                await self._settle()
+                await self._conclude(finished)
+            except Superseded:
+                return
+            except Exception as error:
+                why = type(error).__name__
+                log.warning("exchange.end_not_recorded", exchange=self._kept.id, error=why)

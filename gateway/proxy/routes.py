@@ -13,11 +13,11 @@ from starlette.types import Receive, Scope, Send
 from gateway.errors import GatepassError
 from gateway.exchange.messages import Bypass
 from gateway.proxy import refusing, surface
+from gateway.proxy.assignment import Tools
 from gateway.proxy.azure import Declined, Wire
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
-from gateway.proxy.driver import Tools
 from gateway.proxy.files import Files
 from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.http import Call, ClientGone

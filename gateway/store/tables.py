@@ -62,6 +62,7 @@ def _of_exchanges(table: str) -> Index:
 
 #: The condition under which an exchange is not over.
 OPEN_STATES = "state IN ('forwarding', 'holding', 'sending')"
+KEYED = "idempotency IS NOT NULL"
 #: The condition under which it is not known yet what became of a call.
 UNCLEAR = "execution IN ('sending', 'unknown')"
 
@@ -295,13 +296,23 @@ class Exchange(SQLModel, table=True):
             sqlite_where=text(OPEN_STATES),
             postgresql_where=text(OPEN_STATES),
         ),
+        # Two gateways that are given the same key at once: one of them opens, the other joins.
         Index(
-            "ix_exchanges_open_body",
+            "uq_exchanges_open_key",
             "app_id",
-            "body_digest",
+            "idempotency",
+            unique=True,
             sqlite_where=text(OPEN_STATES),
             postgresql_where=text(OPEN_STATES),
         ),
+        Index(
+            "ix_exchanges_key",
+            "app_id",
+            "idempotency",
+            sqlite_where=text(KEYED),
+            postgresql_where=text(KEYED),
+        ),
+        Index("ix_exchanges_body", "app_id", "body_digest"),
     )
     id: str = Field(primary_key=True)
     app_id: str = Field(index=True)

@@ -16,6 +16,7 @@ _UNCLEAR = sa.text("execution IN ('sending', 'unknown')")
 _STANDS = sa.text("withdrawn_at IS NULL")
 _GOES_ON = sa.text("ended_at IS NULL")
 _OPEN = sa.text("closed_at IS NULL")
+_KEYED = sa.text("idempotency IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -187,12 +188,20 @@ def upgrade() -> None:
         batch.add_column(sa.Column("left_at", sa.DateTime(timezone=True), nullable=True))
         batch.add_column(sa.Column("thread", sa.String(), nullable=True))
         batch.create_index(
-            "ix_exchanges_open_body",
-            ["app_id", "body_digest"],
-            unique=False,
+            "uq_exchanges_open_key",
+            ["app_id", "idempotency"],
+            unique=True,
             sqlite_where=_NOT_OVER,
             postgresql_where=_NOT_OVER,
         )
+        batch.create_index(
+            "ix_exchanges_key",
+            ["app_id", "idempotency"],
+            unique=False,
+            sqlite_where=_KEYED,
+            postgresql_where=_KEYED,
+        )
+        batch.create_index("ix_exchanges_body", ["app_id", "body_digest"], unique=False)
         batch.create_index(batch.f("ix_exchanges_thread"), ["thread"], unique=False)
 
     with op.batch_alter_table("policy_versions") as batch:
@@ -238,8 +247,10 @@ def downgrade() -> None:
 
     with op.batch_alter_table("exchanges") as batch:
         batch.drop_index(batch.f("ix_exchanges_thread"))
+        batch.drop_index("ix_exchanges_body")
+        batch.drop_index("ix_exchanges_key", sqlite_where=_KEYED, postgresql_where=_KEYED)
         batch.drop_index(
-            "ix_exchanges_open_body", sqlite_where=_NOT_OVER, postgresql_where=_NOT_OVER
+            "uq_exchanges_open_key", sqlite_where=_NOT_OVER, postgresql_where=_NOT_OVER
         )
         batch.drop_column("thread")
         batch.drop_column("left_at")

@@ -297,7 +297,8 @@ async def test_killing_at_many_moments_never_runs_a_call_twice(mortal: Mortal):
     await mortal.records("approval.decided")
 
 
-async def test_C_27_a_second_gateway_on_the_same_database_is_refused(mortal: Mortal):
+@pytest.mark.parametrize("mortal", ["sqlite"], indirect=True)
+async def test_C_27_a_second_gateway_on_the_same_file_is_refused(mortal: Mortal):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     again = {"GATEPASS_LISTEN": f"127.0.0.1:{port}", "GATEPASS_PUBLIC_URL": url}
