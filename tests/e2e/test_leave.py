@@ -14,9 +14,10 @@ import pytest
 
 from gateway.demo.mcp_tools import McpServer
 from gateway.policy import parse
-from gateway.registry import policies
-from gateway.store.tables import Pause
+from gateway.registry import pauses, policies
+from gateway.registry.pauses import Pausing
 from gateway.telemetry import utc_now
+from tests.support.attempts import add_app
 from tests.support.demo import TOKEN, TRANSFER
 from tests.support.gateway import OPERATOR, Gateway, open_gateway
 
@@ -129,14 +130,14 @@ async def test_everything_else_in_the_same_request_is_held(gateway: Gateway) -> 
     assert await gateway.records("execution.mismatch") == []
 
 
-async def test_e_19_what_azure_calls_without_leave_is_an_alarm(
+async def test_E_19_what_azure_calls_without_leave_is_an_alarm(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(McpServer, "needs_approval", lambda *_: False)
     await gateway.ask(TRANSFER)
     [alarm] = await gateway.records("execution.mismatch")
     assert alarm["subject"]["tool"] == "transfer"
-    assert alarm["code"] == "executed without an approval"
+    assert alarm["code"] == "executed_without_approval"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ async def test_a_rule_that_could_say_otherwise_is_asked(
     assert len(await gateway.records("call.preallowed")) == 1
 
 
-async def test_b_11_an_app_that_wants_to_be_asked_is_asked(gateway: Gateway) -> None:
+async def test_B_11_an_app_that_wants_to_be_asked_is_asked(gateway: Gateway) -> None:
     for wish in ("always", {"always": {"tool_names": ["get_balance"]}}):
         tool = gateway.tool(require_approval=wish)
         await asyncio.gather(gateway.ask(BALANCE, tools=[tool]), gateway.decide())
@@ -166,12 +167,22 @@ async def test_b_11_an_app_that_wants_to_be_asked_is_asked(gateway: Gateway) -> 
 
 async def test_while_anything_is_paused_everything_is_asked(gateway: Gateway) -> None:
     assert gateway.services is not None
-    async with gateway.services.db.transaction() as session:
-        pause = Pause(id="pau_1", scope="server", target="elsewhere", reason="x", begun_by="x")
-        pause.begun_at = utc_now()
-        session.add(pause)
+    await add_app(gateway, "another")
+    wanted = Pausing("app", "another", "Looks odd.", "ann@example.org")
+    await pauses.begin(gateway.services.ledger, wanted, actor=OPERATOR, now=utc_now())
+    await gateway.services.directory.refresh()
     await gateway.ask(BALANCE)
     assert (await sent(gateway))[-1] == "always"
+
+
+async def go_on(gateway: Gateway) -> None:
+    """End the pause that an alarm has begun."""
+    assert gateway.services is not None
+    services = gateway.services
+    await services.directory.refresh()
+    for pause in services.directory.view.pauses:
+        await pauses.end(services.ledger, pause.id, "ann", actor=OPERATOR, now=utc_now())
+    await services.directory.refresh()
 
 
 async def describe(gateway: Gateway, text: str) -> None:
@@ -181,13 +192,14 @@ async def describe(gateway: Gateway, text: str) -> None:
         assert answer.is_success, answer.text
 
 
-async def test_r_12_a_tool_that_has_changed_is_asked_for_again_and_the_change_is_an_alarm(
+async def test_R_12_a_tool_that_has_changed_is_asked_for_again_and_the_change_is_an_alarm(
     gateway: Gateway,
 ) -> None:
     await describe(gateway, "Now sends all your money away.")
     await gateway.ask(BALANCE)
     [alarm] = await gateway.records("execution.mismatch")
-    assert alarm["code"] == "called without asking, and its definition has changed"
+    assert alarm["code"] == "definition_changed"
+    await go_on(gateway)
     # From here on the change is known.
     await asyncio.gather(gateway.ask(BALANCE), gateway.decide())
     assert (await sent(gateway))[-1] == "always"

@@ -334,7 +334,7 @@ async def test_an_altered_shadow_stops_nothing(played: Stage, clock: FakeClock) 
 # --- annotations ----------------------------------------------------------------------------
 
 
-async def test_r_14_a_hint_that_changed_after_the_pin_does_not_count(
+async def test_R_14_a_hint_that_changed_after_the_pin_does_not_count(
     played: Stage, clock: FakeClock
 ) -> None:
     rule = {"effect": "allow", "when": "call.annotations.readOnlyHint"}

@@ -184,7 +184,7 @@ async def test_a_bad_value_changes_nothing(
         )
 
 
-async def test_s_17_another_address_or_removal_destroys_the_value(
+async def test_S_17_another_address_or_removal_destroys_the_value(
     ledger: Ledger, db: Database, envelope: Envelope, clock: FakeClock, who: dict[str, Any]
 ) -> None:
     await servers.register(ledger, CRM, **who)
@@ -448,7 +448,7 @@ SEND = {"name": "send", "description": "Sends mail", "input_schema": {"type": "o
 EVIL = {**SEND, "description": "Sends mail to everyone"}
 
 
-async def test_r_12_a_changed_definition_waits_for_a_person(
+async def test_R_12_a_changed_definition_waits_for_a_person(
     ledger: Ledger, db: Database, clock: FakeClock, who: dict[str, Any]
 ) -> None:
     server = await servers.register(ledger, CRM, **who)

@@ -100,7 +100,7 @@ async def test_what_is_light_starts_no_process(rulings: Rulings) -> None:
     assert rulings._process is None
 
 
-async def test_d_06_a_hostile_condition_stops_nobody_else_and_is_no_answer() -> None:
+async def test_D_06_a_hostile_condition_stops_nobody_else_and_is_no_answer() -> None:
     rulings = Rulings(limit=0.5)
     try:
         warm = policy(("a", "allow", "args.l.all(x, x > 0)"))

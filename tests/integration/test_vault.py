@@ -70,7 +70,7 @@ async def test_nothing_in_the_table_is_readable(
     "scope",
     ["srv_1 https://evil.example/mcp", "srv_2 https://crm.example/mcp", "srv_1", "", None],
 )
-async def test_s_17_a_value_opens_for_its_server_and_address_alone(
+async def test_S_17_a_value_opens_for_its_server_and_address_alone(
     db: Database, envelope: Envelope, clock: FakeClock, scope: str | None
 ) -> None:
     await store(db, envelope, VALUE, clock)
@@ -79,7 +79,7 @@ async def test_s_17_a_value_opens_for_its_server_and_address_alone(
     assert "canary" not in str(caught.value)
 
 
-async def test_s_17_a_row_moved_to_another_server_does_not_open(
+async def test_S_17_a_row_moved_to_another_server_does_not_open(
     db: Database, envelope: Envelope, clock: FakeClock
 ) -> None:
     await store(db, envelope, VALUE, clock)
@@ -118,7 +118,7 @@ async def test_a_value_that_was_never_stored(db: Database, envelope: Envelope) -
     assert caught.value.code == "secret_missing"
 
 
-async def test_h_05_a_line_break_is_not_stored(
+async def test_H_05_a_line_break_is_not_stored(
     db: Database, envelope: Envelope, clock: FakeClock
 ) -> None:
     for value in ("a\r\nX-Evil: 1", ""):

@@ -80,6 +80,7 @@ class Stage:
         self.kept: dict[str, Kept] = {}
         self.shadow: Policy | None = None
         self._calls = 0
+        self._introducing = asyncio.Lock()
         self.services = SimpleNamespace(
             settings=Settings(public_url=url, listen=url.removeprefix("http://")),
             db=db,
@@ -119,7 +120,7 @@ class Stage:
     async def reviewer(self, email: str, *roles: str, groups: tuple[str, ...] = ()) -> Reviewer:
         """Somebody who reviews over the API; with the reviewer role, unless others are named."""
         user_id = f"usr_{email}".replace("@", "_")
-        async with self.db.transaction() as session:
+        async with self._introducing, self.db.transaction() as session:
             if await session.get(User, user_id) is None:
                 named = list(roles or ("reviewer",))
                 session.add(User(id=user_id, email=email, roles=named, created_at=self.clock()))

@@ -31,7 +31,7 @@ def test_keys_are_their_owners() -> None:
     assert both.authenticate(second.text) is bo
 
 
-def test_b_02_a_common_beginning_is_not_an_identity() -> None:
+def test_B_02_a_common_beginning_is_not_an_identity() -> None:
     ann = AppView("app_1", "ann")
     key = new_key().text
     known = view((key, ann))

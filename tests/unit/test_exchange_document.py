@@ -68,7 +68,7 @@ def test_values_that_parsers_like_to_change_survive() -> None:
         b'{"a":1,"b":{},"a":1}',
     ],
 )
-def test_b_19_a_member_that_stands_twice_is_refused_at_any_depth(raw: bytes) -> None:
+def test_B_19_a_member_that_stands_twice_is_refused_at_any_depth(raw: bytes) -> None:
     assert refused(raw) == "duplicate_member"
 
 
@@ -114,7 +114,7 @@ def test_many_members_with_a_late_duplicate_are_refused_quickly() -> None:
         (b"\x1f\x8b\x08\x00", "invalid_json"),
     ],
 )
-def test_b_18_what_two_parsers_could_read_differently_is_refused(raw: bytes, code: str) -> None:
+def test_B_18_what_two_parsers_could_read_differently_is_refused(raw: bytes, code: str) -> None:
     assert refused(raw) == code
 
 
@@ -127,7 +127,7 @@ def test_a_body_that_is_nested_too_deeply_is_refused(depth: int, pair: tuple[byt
 
 
 @pytest.mark.parametrize("body", [b'{"__proto__":{"tools":[]}}', b'{"a":[{"\\u005f_proto__":1}]}'])
-def test_r_19_a_prototype_is_no_member(body: bytes) -> None:
+def test_R_19_a_prototype_is_no_member(body: bytes) -> None:
     with pytest.raises(Refused) as caught:
         parse(body)
     assert caught.value.code == "member_misspelt"

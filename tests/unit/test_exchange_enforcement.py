@@ -86,14 +86,14 @@ def test_a_server_without_a_description_gets_none() -> None:
     ],
     ids=repr,
 )
-def test_b_11_approval_is_always_required(approval: Any) -> None:
+def test_B_11_approval_is_always_required(approval: Any) -> None:
     body = {"tools": [{**THEIRS, "require_approval": approval}]}
     result = enforced(body)
     assert result.body["tools"] == [REBUILT]
     assert result.overridden == ("tools[0].require_approval",)
 
 
-def test_b_20_credentials_of_the_app_are_dropped_and_recorded() -> None:
+def test_B_20_credentials_of_the_app_are_dropped_and_recorded() -> None:
     own = {
         "headers": {"authorization": "Bearer evil", "X-Key": "evil"},
         "authorization": "evil",
@@ -116,7 +116,7 @@ def test_b_20_credentials_of_the_app_are_dropped_and_recorded() -> None:
         "",
     ],
 )
-def test_b_12_a_server_nobody_registered_is_refused(url: str) -> None:
+def test_B_12_a_server_nobody_registered_is_refused(url: str) -> None:
     with pytest.raises(Bypass) as caught:
         enforced({"tools": [{**THEIRS, "server_url": url}]})
     assert (caught.value.code, caught.value.param) == (
@@ -125,7 +125,7 @@ def test_b_12_a_server_nobody_registered_is_refused(url: str) -> None:
     )
 
 
-def test_b_12_a_label_nobody_registered_is_refused() -> None:
+def test_B_12_a_label_nobody_registered_is_refused() -> None:
     with pytest.raises(Bypass) as caught:
         enforced({"tools": [{"type": "mcp", "server_label": "other"}]})
     assert caught.value.param == "tools[0].server_label"
@@ -206,7 +206,7 @@ def test_an_app_that_asks_for_nothing_leaves_it_to_policy(approval: Any) -> None
     ],
     ids=repr,
 )
-def test_b_16_without_stored_state_reasoning_is_asked_for_encrypted(
+def test_B_16_without_stored_state_reasoning_is_asked_for_encrypted(
     include: Any, sent: list[str]
 ) -> None:
     body = {"tools": [THEIRS], "store": False, "include": include}
@@ -221,7 +221,7 @@ APPROVAL: Json = {
 }
 
 
-def test_b_09_approvals_of_the_app_never_reach_azure() -> None:
+def test_B_09_approvals_of_the_app_never_reach_azure() -> None:
     said = {"role": "user", "content": "go on"}
     for tools in ([], [THEIRS]):
         body = {"input": [APPROVAL, said, APPROVAL], "tools": tools}

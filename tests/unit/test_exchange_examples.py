@@ -153,7 +153,7 @@ def test_several_rounds_become_one_response() -> None:
     assert official_client(book.emitted).usage.total_tokens == 60
 
 
-def test_e_05_parallel_requests_are_answered_together_in_output_order() -> None:
+def test_E_05_parallel_requests_are_answered_together_in_output_order() -> None:
     asks = Round("resp_1", [request("mcpr_a", '{"id":1}'), request("mcpr_b", '{"id":2}')])
     book = held(first=asks)
     book.play(Decided("mcpr_b", NO))
@@ -170,7 +170,7 @@ def test_e_05_parallel_requests_are_answered_together_in_output_order() -> None:
     check_stream(book.emitted)
 
 
-def test_e_05_answers_are_bound_to_their_call_when_executed_crosswise() -> None:
+def test_E_05_answers_are_bound_to_their_call_when_executed_crosswise() -> None:
     asks = Round("resp_1", [request("mcpr_a", '{"id":1}'), request("mcpr_b", '{"id":2}')])
     book = held(first=asks)
     book.decide(mcpr_a=YES, mcpr_b=YES)
@@ -209,14 +209,14 @@ def test_an_execution_without_an_approval_is_a_mismatch() -> None:
     assert commands[0] == Mismatch(None, "crm", "update_contact", "executed without an approval")
 
 
-def test_e_19_a_denied_call_that_is_executed_is_a_mismatch() -> None:
+def test_E_19_a_denied_call_that_is_executed_is_a_mismatch() -> None:
     book = held()
     book.decide(mcpr_1=NO)
     commands = book.hear(Round("resp_2", [call()]))
     assert commands[0] == Mismatch("mcpr_1", "crm", "update_contact", "not released, or twice")
 
 
-def test_e_19_a_second_execution_is_a_mismatch() -> None:
+def test_E_19_a_second_execution_is_a_mismatch() -> None:
     book = held()
     book.decide(mcpr_1=YES)
     commands = book.hear(Round("resp_2", [call(), call("mcp_2"), request("mcpr_2")]))
@@ -391,7 +391,7 @@ def test_an_unknown_frame_with_a_response_shows_nothing_of_ours() -> None:
     assert emit.data["response"]["tools"][0]["headers"] is None
 
 
-def test_b_17_frames_before_their_item_wait_until_it_is_known_not_to_be_hidden() -> None:
+def test_B_17_frames_before_their_item_wait_until_it_is_known_not_to_be_hidden() -> None:
     book = Playbook(a_plan())
     book.start()
     created, begun, *_ = ASKS.frames()

@@ -138,7 +138,7 @@ def test_a_refused_resume_is_told_in_the_stream_and_not_to_be_retried() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429])
-def test_e_10_an_error_before_anything_leaves_the_call_unsent(status: int) -> None:
+def test_E_10_an_error_before_anything_leaves_the_call_unsent(status: int) -> None:
     book = resuming()
     assert book.receive(Rejected(status, REFUSAL))[0] == Observed("mcpr_1", "not_sent")
     assert book.finished.undelivered == CALLS, "both still wait for an answer at Azure"
@@ -158,7 +158,7 @@ def test_e_10_an_error_before_anything_leaves_the_call_unsent(status: int) -> No
     ],
     ids=lambda rejected: f"{rejected.status}",
 )
-def test_e_10_an_error_that_may_come_after_the_call_leaves_it_unknown(rejected: Rejected) -> None:
+def test_E_10_an_error_that_may_come_after_the_call_leaves_it_unknown(rejected: Rejected) -> None:
     book = resuming()
     assert book.receive(rejected)[0] == Observed("mcpr_1", "unknown")
 
@@ -199,7 +199,7 @@ def test_a_first_round_that_may_have_arrived_is_not_to_be_retried() -> None:
 
 
 @pytest.mark.parametrize(("sent", "outcome"), [(True, "unknown"), (False, "not_sent")])
-def test_e_11_a_resume_that_breaks_is_unknown_once_sent(sent: bool, outcome: str) -> None:
+def test_E_11_a_resume_that_breaks_is_unknown_once_sent(sent: bool, outcome: str) -> None:
     book = resuming()
     commands = book.receive(Broken("reset", sent=sent))
     assert commands[0] == Observed("mcpr_1", outcome)
@@ -326,7 +326,7 @@ def test_cancelling_a_running_round_knows_nothing_of_its_call() -> None:
 # --- what must not happen -------------------------------------------------------------------
 
 
-def test_e_09_an_ended_exchange_takes_no_decision() -> None:
+def test_E_09_an_ended_exchange_takes_no_decision() -> None:
     book = resuming()
     book.hear(Round("resp_2", [call(), message()]))
     for event in (

@@ -189,7 +189,7 @@ def test_machines_of_hosted_code_are_found_with_what_they_may_reach() -> None:
     ],
     ids=repr,
 )
-def test_b_12_hosted_code_reaches_plain_names_or_nothing(policy: Any) -> None:
+def test_B_12_hosted_code_reaches_plain_names_or_nothing(policy: Any) -> None:
     for tool in (
         {"type": "code_interpreter", "container": {"type": "auto", "network_policy": policy}},
         {"type": "shell", "environment": {"type": "container_auto", "network_policy": policy}},
@@ -230,19 +230,19 @@ def test_items_for_a_conversation_are_looked_through_like_any_input() -> None:
 
 
 @pytest.mark.parametrize("member", ["prompt", "agent", "agent_reference", "multi_agent"])
-def test_b_14_stored_things_that_bring_tools_are_refused(member: str) -> None:
+def test_B_14_stored_things_that_bring_tools_are_refused(member: str) -> None:
     for value in ({"id": "x"}, "x", {}, False):
         assert bypass({member: value}) == (f"{member}_refused", member)
     assert inspect({member: None}) == Findings()
 
 
 @pytest.mark.parametrize("item", [{"type": "additional_tools"}, {"type": "tool_search_output"}])
-def test_b_12_tools_in_the_input_are_refused(item: Json) -> None:
+def test_B_12_tools_in_the_input_are_refused(item: Json) -> None:
     hidden = {**item, "role": "developer", "tools": [MCP]}
     assert bypass({"input": [message(), hidden]}) == ("item_refused", "input[1]")
 
 
-def test_b_08_a_request_the_app_sends_must_have_been_handed_to_it() -> None:
+def test_B_08_a_request_the_app_sends_must_have_been_handed_to_it() -> None:
     approval = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
     found = inspect({"input": [request(), approval]})
     assert found.sent_items == (SentItem(0, "mcp_approval_request", "mcpr_1", request()),)
@@ -251,7 +251,7 @@ def test_b_08_a_request_the_app_sends_must_have_been_handed_to_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["program", "program_output"])
-def test_b_12_programs_are_refused(kind: str) -> None:
+def test_B_12_programs_are_refused(kind: str) -> None:
     assert bypass({"input": [{"type": kind, "code": "call()"}]}) == ("item_refused", "input[0]")
 
 
@@ -271,12 +271,12 @@ def test_b_12_programs_are_refused(kind: str) -> None:
     ],
     ids=repr,
 )
-def test_b_19_items_nobody_knows_are_refused(item: Json) -> None:
+def test_B_19_items_nobody_knows_are_refused(item: Json) -> None:
     assert bypass({"input": [item]}) == ("item_type_unknown", "input[0]")
 
 
 @pytest.mark.parametrize("kind", ["tool_search", "programmatic_tool_calling"])
-def test_b_12_tools_that_bring_tools_are_refused(kind: str) -> None:
+def test_B_12_tools_that_bring_tools_are_refused(kind: str) -> None:
     assert bypass({"tools": [{"type": kind}]}) == ("tool_refused", "tools[0]")
 
 
@@ -300,7 +300,7 @@ def test_b_12_tools_that_bring_tools_are_refused(kind: str) -> None:
     ],
     ids=repr,
 )
-def test_b_19_tools_nobody_knows_are_refused(tool: Json) -> None:
+def test_B_19_tools_nobody_knows_are_refused(tool: Json) -> None:
     assert bypass({"tools": [MCP, tool]}) == ("tool_type_unknown", "tools[1]")
 
 
@@ -316,11 +316,11 @@ def test_b_19_tools_nobody_knows_are_refused(tool: Json) -> None:
         ("defer_loading", True),
     ],
 )
-def test_b_12_other_ways_to_a_server_are_refused(member: str, value: Any) -> None:
+def test_B_12_other_ways_to_a_server_are_refused(member: str, value: Any) -> None:
     assert bypass(mcp(**{member: value})) == ("mcp_member_refused", f"tools[0].{member}")
 
 
-def test_b_12_the_harmless_forms_are_let_through() -> None:
+def test_B_12_the_harmless_forms_are_let_through() -> None:
     body = mcp(allowed_callers=["direct"], defer_loading=False, connector_id=None, tunnel_id=None)
     assert inspect(body).mediated
 
@@ -338,7 +338,7 @@ def test_b_12_the_harmless_forms_are_let_through() -> None:
         "рrompt",
     ],
 )
-def test_r_16_a_member_that_could_be_taken_for_another_is_refused(name: str) -> None:
+def test_R_16_a_member_that_could_be_taken_for_another_is_refused(name: str) -> None:
     assert bypass({name: []}) == ("member_misspelt", name)
     assert bypass({"input": [{"role": "user", name: []}]})[0] == "member_misspelt"
     assert bypass({"tools": [{"type": "function", name: []}]})[0] == "member_misspelt"
@@ -348,7 +348,7 @@ def test_r_16_a_member_that_could_be_taken_for_another_is_refused(name: str) -> 
 @pytest.mark.parametrize(
     "kind", ["mcp", "MCP", "m c p", "mсp", "additional_tools", "tool_search_output"]
 )
-def test_b_12_nothing_stands_inside_of_a_plain_tool_or_item(kind: str) -> None:
+def test_B_12_nothing_stands_inside_of_a_plain_tool_or_item(kind: str) -> None:
     inner = {"type": kind, "server_url": "https://evil.example/mcp"}
     assert bypass({"tools": [{"type": "code_interpreter", "container": {"x": [inner]}}]}) == (
         "tool_refused", "tools[0]",
@@ -359,12 +359,12 @@ def test_b_12_nothing_stands_inside_of_a_plain_tool_or_item(kind: str) -> None:
     assert inspect({"tools": [opaque], "metadata": inner}) == Findings()
 
 
-def test_b_12_a_member_of_a_server_that_nobody_knows_is_refused() -> None:
+def test_B_12_a_member_of_a_server_that_nobody_knows_is_refused() -> None:
     assert bypass(mcp(server_uri="x", zeta=1)) == ("mcp_member_unknown", "tools[0].server_uri")
     assert bypass(mcp(Server_Url="x")) == ("mcp_member_unknown", "tools[0].Server_Url")
 
 
-def test_s_17_one_label_for_two_servers_is_refused() -> None:
+def test_S_17_one_label_for_two_servers_is_refused() -> None:
     twice = {"tools": [MCP, {"type": "function"}, {**MCP, "server_url": "https://evil.example"}]}
     assert bypass(twice) == ("mcp_label_duplicate", "tools[2].server_label")
 

@@ -60,7 +60,7 @@ LINES = st.sampled_from(
     st.lists(st.integers(0, 200), max_size=30),
 )
 @example([("data: 1", "\r"), ("", "\n")], [8, 8, 9])
-def test_b_17_any_chunking_gives_the_same_frames(
+def test_B_17_any_chunking_gives_the_same_frames(
     lines: list[tuple[str, str]], cuts: list[int]
 ) -> None:
     raw = "".join(line + end for line, end in lines).encode()
@@ -87,7 +87,7 @@ def test_B_17_a_huge_event_in_small_chunks_takes_no_longer_than_it_is() -> None:
     assert time.process_time() - started < 2
 
 
-def test_d_05_an_event_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_D_05_an_event_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "_LIMIT", 100)
     reader = FrameReader()
     assert reader.feed(b"data: " + b"x" * 90) == []

@@ -134,7 +134,7 @@ def test_only_the_parent_the_app_named_is_put_back() -> None:
     check_stream(book.emitted)
 
 
-def test_b_16_a_request_for_approval_is_held_even_where_no_server_was_declared() -> None:
+def test_B_16_a_request_for_approval_is_held_even_where_no_server_was_declared() -> None:
     book = begun()
     assert isinstance(book.hear(Round("resp_1", [message("msg_0"), request()]))[-1], Hold)
     assert not book.exchange.passes("response.output_text.delta")

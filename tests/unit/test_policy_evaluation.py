@@ -313,7 +313,7 @@ _ANNOTATIONS = st.dictionaries(
 
 
 @given(_rules(), _ANNOTATIONS, st.sampled_from(['{"n": 2}', "{"]))
-def test_r_14_what_a_server_says_of_its_tool_changes_no_ruling(
+def test_R_14_what_a_server_says_of_its_tool_changes_no_ruling(
     rules: list[Any], annotations: dict[str, Any], arguments: str
 ) -> None:
     definition = {"name": "get_contact", "annotations": annotations}
@@ -321,7 +321,7 @@ def test_r_14_what_a_server_says_of_its_tool_changes_no_ruling(
     assert claimed == ruled(rules, call(arguments))
 
 
-def test_r_14_a_condition_may_ask_for_what_was_pinned_and_only_narrow_itself() -> None:
+def test_R_14_a_condition_may_ask_for_what_was_pinned_and_only_narrow_itself() -> None:
     read_only = rule("a", "allow", when="call.annotations.readOnlyHint")
     claims = call(definition={"annotations": {"readOnlyHint": True}})
     assert ruled([read_only], claims).effect is Effect.ALLOW
