@@ -41,6 +41,8 @@ def _default(value: object) -> str:
     match value:
         case None | "" | ():
             return "–"
+        case bool():
+            return "`true`" if value else "`false`"
         case timedelta():
             seconds = int(value.total_seconds())
             for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
@@ -60,6 +62,8 @@ def _kind(field: FieldInfo) -> str:
             return " or ".join(f"`{choice}`" for choice in typing.get_args(annotation))
         case origin if origin is tuple:
             return "list"
+    if annotation is bool:
+        return "`true` or `false`"
     names = {SecretStr: "secret", Path: "path", timedelta: "duration", int: "number"}
     return names.get(annotation, "text")
 

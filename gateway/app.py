@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -18,20 +19,24 @@ from starlette.types import Receive, Scope, Send
 import web
 from gateway import api, config
 from gateway.api import health
+from gateway.approvals import replicas
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.audit.signing import load_signer
 from gateway.config import Settings
 from gateway.jobs import Jobs
+from gateway.proxy.assignment import Tools
 from gateway.proxy.azure import Azure, Upstream
 from gateway.proxy.clients import Limits
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
-from gateway.proxy.driver import Tools
+from gateway.proxy.elsewhere import Elsewhere
+from gateway.proxy.evidence import Gathering
 from gateway.proxy.files import Files
 from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.guard import Guard
+from gateway.proxy.keeping import Keeper
 from gateway.proxy.live import Hub
 from gateway.proxy.passing import Passing
 from gateway.proxy.recovery import Recovery
@@ -43,6 +48,7 @@ from gateway.registry.directory import Directory
 from gateway.services import Services
 from gateway.store.database import open_database
 from gateway.store.envelope import Envelope, load_or_create_key
+from gateway.store.notifications import EXCHANGE, Notifications
 from gateway.telemetry import Clock, utc_now
 from gateway.vault import open_vault
 from web.security import site
@@ -59,6 +65,7 @@ class Gatepass(FastAPI):
 
     guard: Guard
     proxy: Proxy
+    keeper: Keeper
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Dispatch by the first path segment what the guard lets in."""
@@ -79,6 +86,8 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
         settings.resolved_signing_key_file, settings.ledger_origin, settings.data_dir
     )
     db = open_database(settings.resolved_database_url)
+    notifications = Notifications(db)
+    ledger = Ledger(db, signer, clock, notifications=notifications)
     keep_out = (
         settings.data_dir,
         settings.resolved_master_key_file,
@@ -87,34 +96,47 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     return Services(
         settings=settings,
         db=db,
-        ledger=Ledger(db, signer, clock),
+        ledger=ledger,
         envelope=envelope,
-        directory=Directory(db),
+        directory=Directory(db, ledger.settle, notifications),
         vault=open_vault(db, envelope, config.environment(), keep_out),
-        wakeups=Wakeups(db),
+        notifications=notifications,
+        wakeups=Wakeups(db, notifications),
         clock=clock,
     )
 
 
-def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
-    """The application of one process, not started yet: its lifespan opens and closes it."""
+def create_app(
+    settings: Settings, clock: Clock = utc_now, lease: timedelta = replicas.LENGTH
+) -> Gatepass:
+    """The application of one process, not started yet: its lifespan opens and closes it.
+
+    `lease`: what it drives is another's so long after its last sign of life.
+    """
     services = create_services(settings, clock)
     azure = Azure(_upstream(settings), services.directory, services.vault)
     hub = Hub()
     tools = Tools(
         context=services.approvals,
+        lease=replicas.Lease(services.db, lease),
         azure=azure,
         directory=services.directory,
         clock=clock,
         approval_expires=settings.approval_expires,
         grace=settings.disconnect_grace,
         keepalive=settings.keepalive,
+        allow_at_azure=settings.allow_at_azure,
     )
+    recovery = Recovery(tools, hub)
+    elsewhere = Elsewhere(tools, hub, recovery)
+    keeper = Keeper(tools, hub, recovery)
+    services.notifications.on(EXCHANGE, keeper.hint)
     heartbeat = settings.heartbeat.total_seconds()
     creation = Creation(
         tools=tools,
         passing=Passing(azure, services.ledger, clock),
         hub=hub,
+        elsewhere=elsewhere,
         limits=Limits(
             settings.early_header.total_seconds(),
             settings.plain_limit.total_seconds(),
@@ -128,7 +150,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
     edge = Edge(
         tools=tools,
         creation=creation,
-        retrieval=Retrieval(services.approvals, azure, hub, clock, heartbeat),
+        retrieval=Retrieval(services.approvals, azure, hub, elsewhere, clock, heartbeat),
         conversations=Conversations(
             services.approvals, azure, clock, max_body=settings.max_body_bytes
         ),
@@ -136,11 +158,10 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         files=Files(relay, services.db, settings.max_file_bytes),
         credentials=Credentials(services.directory, AccessTokens(services.directory, clock)),
     )
-    recovery = Recovery(tools, hub)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with _running(services, azure, hub, recovery):
+        async with _running(services, tools, hub, keeper):
             yield
 
     app = Gatepass(
@@ -152,7 +173,7 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
         lifespan=lifespan,
     )
     app.state.services = services
-    app.proxy = Proxy(edge)
+    app.proxy, app.keeper = Proxy(edge), keeper
     names = site(settings.public_url, settings.listen, settings.allowed_hosts).hosts
     app.guard = Guard(names, edge.credentials, services.ledger, clock)
     app.include_router(health.router())
@@ -163,16 +184,20 @@ def create_app(settings: Settings, clock: Clock = utc_now) -> Gatepass:
 
 @contextlib.asynccontextmanager
 async def _running(
-    services: Services, azure: Azure, hub: Hub, recovery: Recovery
+    services: Services, tools: Tools, hub: Hub, keeper: Keeper
 ) -> AsyncIterator[None]:
     """Everything that lives as long as the process, started in order, stopped in reverse."""
-    stopping = asyncio.Event()
+    stopping, azure, lease = asyncio.Event(), tools.azure, tools.lease
     await azure.open()
-    await services.directory.reload()
+    await services.directory.start()
     try:
         async with asyncio.TaskGroup() as group:
             ledger = group.create_task(services.ledger.run(), name="ledger")
-            others = [group.create_task(services.wakeups.run(), name="wakeups")]
+            others = [
+                group.create_task(services.notifications.run(), name="notifications"),
+                group.create_task(services.wakeups.run(), name="wakeups"),
+                group.create_task(services.directory.run(), name="configuration"),
+            ]
             home = group.create_task(hub.run(stopping), name="exchanges")
             await hub.ready.wait()
             # Not a moment of service before the ledger is ours, and sound.
@@ -180,10 +205,15 @@ async def _running(
                 [ledger, group.create_task(services.ledger.ready.wait())],
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if services.ledger.healthy and not ledger.done():
-                # Before the first request: what is unfinished now is not of this process.
-                await recovery.run()
-            others.append(group.create_task(Jobs(services).run(), name="jobs"))
+            if not ledger.done():
+                await lease.join()
+                # Before the first request: what nobody drives now is not of this process.
+                await keeper.look()
+            gathering = Gathering(services.approvals, azure, services.clock)
+            others += [
+                group.create_task(job.run(), name=type(job).__name__)
+                for job in (lease, keeper, Jobs(services), gathering)
+            ]
             try:
                 yield
             finally:
@@ -191,9 +221,11 @@ async def _running(
                     task.cancel()
                 stopping.set()
                 await asyncio.wait([home])
+                await lease.leave()
                 ledger.cancel()
     finally:
         await azure.close()
+        services.rulings.close()
         await services.db.close()
 
 

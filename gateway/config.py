@@ -109,6 +109,10 @@ class Settings(BaseModel):
     approval_expires: Duration = Field(
         timedelta(hours=1), description="How long a request waits for people before it is denied."
     )
+    break_glass_review: Duration = Field(
+        timedelta(hours=24),
+        description="How soon somebody else must have looked into an approval in an emergency.",
+    )
     disconnect_grace: Duration = Field(
         timedelta(minutes=2),
         description="How long a hold outlives the app's lost connection before it is cancelled.",
@@ -134,6 +138,11 @@ class Settings(BaseModel):
     drain: Duration = Field(
         timedelta(seconds=20),
         description="How long open answers may go on after SIGTERM. Held ones resume afterwards.",
+    )
+    allow_at_azure: bool = Field(
+        False,
+        description="Let Azure call tools that a rule always allows without asking the gateway "
+        "first; see docs/policy.md.",
     )
     max_rounds: int = Field(25, ge=1, le=100, description="Rounds of one exchange at the most.")
     max_body_bytes: int = Field(

@@ -1,4 +1,7 @@
-"""The background loop: deny what nobody decided in time, notice changed configuration."""
+"""The background loop: what becomes due without anybody doing anything.
+
+Every replica runs it; each step is a compare-and-set, so that one of them does it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from gateway.approvals import decisions
+from gateway.approvals import decisions, emergency, escalation, review
 from gateway.services import Services
 from gateway.telemetry import log
 
-_PAUSE = 1.0
+_PAUSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,27 @@ class Jobs:
     services: Services
 
     async def run(self) -> None:
-        """Go round once a second, for ever."""
+        """Go round twice a second, for ever."""
         while True:
-            await _carefully("configuration.refresh", self.services.directory.refresh)
+            # Before what is late is denied: what was approved in time is no more to be undone.
+            await _carefully("requests.settle", self._settle)
+            await _carefully("requests.escalate", self._escalate)
             await _carefully("requests.expire", self._expire)
+            await _carefully("alarms.overdue", self._overdue)
             await asyncio.sleep(_PAUSE)
+
+    async def _settle(self) -> None:
+        await review.settle_due(self.services.approvals, now=self.services.clock())
+
+    async def _escalate(self) -> None:
+        count = await escalation.escalate_due(self.services.approvals, now=self.services.clock())
+        if count:
+            log.info("requests.escalated", count=count)
+
+    async def _overdue(self) -> None:
+        count = await emergency.note_overdue(self.services.approvals, now=self.services.clock())
+        if count:
+            log.warning("alarms.overdue", count=count)
 
     async def _expire(self) -> None:
         expired = await decisions.expire_due(self.services.approvals, now=self.services.clock())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.approvals.decisions import Approvals
+from gateway.approvals.rulings import Rulings
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.config import Settings
 from gateway.registry.directory import Directory
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
+from gateway.store.notifications import Notifications
 from gateway.telemetry import Clock
 from gateway.vault import Vault
 
@@ -29,11 +31,13 @@ class Services:
     envelope: Envelope
     directory: Directory
     vault: Vault
+    notifications: Notifications
     wakeups: Wakeups
     clock: Clock
     probe: Probe | None = None
+    rulings: Rulings = field(default_factory=Rulings)
 
     @property
     def approvals(self) -> Approvals:
         """The collaborators of the approval use cases."""
-        return Approvals(self.ledger, self.envelope, self.wakeups)
+        return Approvals(self.ledger, self.envelope, self.wakeups, self.rulings)

@@ -11,7 +11,18 @@ from fastapi import FastAPI
 from gateway.services import Services
 from web import assets, failures, live, security, translation
 from web.frame import Web
-from web.pages import audit, inbox, overview, requests, sign_in
+from web.pages import (
+    alarms,
+    audit,
+    delegations,
+    emergency,
+    grants,
+    inbox,
+    overview,
+    remember,
+    requests,
+    sign_in,
+)
 from web.pages import preferences as preferences_page
 from web.rendering import Renderer
 
@@ -29,7 +40,8 @@ def mount(app: FastAPI, services: Services) -> None:
     pages = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Gatepass")
     pages.state.web = Web(services, Renderer(files, translation.catalogs()), files, site)
     pages.state.services = services
-    for screen in (overview, sign_in, preferences_page, inbox, requests, audit, live):
+    people = (remember, emergency, requests, grants, delegations)  # the particular before any
+    for screen in (overview, sign_in, preferences_page, inbox, alarms, *people, audit, live):
         pages.include_router(screen.router)
     pages.add_route("/static/{name}", files.serve)
     failures.install(pages)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gateway.approvals import alarms
+from gateway.approvals import reading as requests
 from gateway.approvals.views import ApprovalView
 from gateway.audit import reading
 from gateway.audit.reading import Entry, Verdict
+from gateway.registry import pauses
 from gateway.services import Services
-from web.rendering import Head
+from web.rendering import Head, Watch
 from web.translation import N_
 
 _SEVERITY = ("failed", "cannot_verify", "verified", "not_yet_sealed")
@@ -29,6 +32,15 @@ def alarm(services: Services) -> str | None:
     if services.ledger.healthy:
         return None
     return N_("The ledger cannot be written. Nothing is released until it can.")
+
+
+async def watch(services: Services) -> Watch:
+    """What is open, as the database says now."""
+    return Watch(
+        len(await alarms.listing(services.db)),
+        tuple(await pauses.listing(services.db)),
+        await requests.unclear(services.db),
+    )
 
 
 async def record(services: Services, index: int) -> Verdict:

@@ -116,6 +116,7 @@ async def interface(request: Request) -> Interface:
         ui,
         head=await checks.head(parts.services),
         alarm=parts.renderer.translate(ui.language, alarm) if alarm else None,
+        watch=await checks.watch(parts.services) if ui.may("requests.read") else None,
     )
 
 

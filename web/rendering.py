@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse
 
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission, allowed
+from gateway.registry.pauses import PauseView
 from web import preferences, visible, words
 from web.assets import Assets
 from web.formats import Reader, drawn, seen
@@ -38,6 +39,15 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What every page tells until it is dealt with: open alarms, pauses, unclear outcomes."""
+
+    alarms: int
+    pauses: tuple[PauseView, ...]
+    unclear: int
+
+
+@dataclass(frozen=True)
 class Interface:
     """What every template knows as `ui`."""
 
@@ -49,6 +59,7 @@ class Interface:
     principal: Principal | None = None
     head: Head | None = None
     alarm: str | None = None
+    watch: Watch | None = None
 
     def may(self, permission: str) -> bool:
         """Whether the reader's roles grant `permission`."""
@@ -113,6 +124,8 @@ def _environment(assets: Assets, catalog: gettext.NullTranslations) -> Environme
         STATES=words.STATES,
         DECIDERS=words.DECIDERS,
         HAZARDS=words.HAZARDS,
+        ALARMS=words.ALARMS,
+        FINDINGS=words.FINDINGS,
     )
     return environment
 

@@ -61,6 +61,7 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
         "writing_tool": N_("The server declares that this tool changes things."),
         "unannotated_tool": N_("The server does not say whether this tool only reads."),
         "very_large": N_("The arguments are very large."),
+        "unexamined": N_("The arguments could not be examined in time."),
         "secret_like": N_("The arguments contain what looks like a key or a token."),
         "lookalike_host": N_("The arguments hold a web address that may look like another one."),
         "definition_changed": N_("The tool's definition has changed since it was accepted."),
@@ -129,6 +130,21 @@ OUTCOMES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             N_("Approved, outcome unknown"),
             N_("Whether the call was executed could not be observed. It is never sent again."),
         ),
+        "superseded": (
+            "over",
+            N_("Approved, but not sent"),
+            N_("What the approval rested on had changed, so the call was ruled on anew."),
+        ),
+        "settled executed": (
+            "waiting",
+            N_("Approved, and executed as somebody found out"),
+            N_("Its outcome was unknown until a person settled it."),
+        ),
+        "settled not_executed": (
+            "over",
+            N_("Approved, and not executed as somebody found out"),
+            N_("Its outcome was unknown until a person settled it. It is never sent again."),
+        ),
         "denied": (
             "bad",
             N_("Denied, not sent"),
@@ -147,6 +163,23 @@ OUTCOMES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     }
 )
 
+FINDINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "executed": N_("Azure shows that it was executed."),
+        "failed": N_("Azure shows that the call failed."),
+        "absent": N_("Azure ended the response without this call."),
+        "unavailable": N_("Azure shows nothing of it, or not yet."),
+    }
+)
+
+ALARMS: Mapping[str, str] = MappingProxyType(
+    {
+        "mismatch": N_("Something else was executed than had been approved"),
+        "late_execution": N_("A call was executed that had been settled as not executed"),
+        "break_glass": N_("Somebody decided alone in an emergency"),
+    }
+)
+
 CONFLICTS: Mapping[str, str] = MappingProxyType(
     {
         "already_decided": N_("Somebody was first: this request is already settled."),
@@ -159,6 +192,55 @@ CONFLICTS: Mapping[str, str] = MappingProxyType(
             "What is stored was altered since it was asked for. Nobody can approve it; tell "
             "whoever runs Gatepass."
         ),
+    }
+)
+
+# Why something was refused, by its code; what is not here is said in the words of the refusal.
+REFUSALS: Mapping[str, str] = MappingProxyType(
+    {
+        "not_decided": N_(
+            "This is not decided by a quorum of reviewers yet. Remember it once it is."
+        ),
+        "always_asks": N_("The rule always asks: its approvals are not remembered."),
+        "not_rememberable": N_(
+            "The server or the tool has changed since, or the arguments can be read in more than "
+            "one way: only what is the same can be remembered."
+        ),
+        "reviewer_excluded": N_("You may not decide about this request; somebody else has to."),
+    }
+)
+
+SCOPES: Mapping[str, str] = MappingProxyType(
+    {
+        "app": N_("any request of the app"),
+        "end_user": N_("the end user"),
+        "thread": N_("this conversation"),
+    }
+)
+
+GRANT_STATES: Mapping[str, str] = MappingProxyType(
+    {
+        "live": N_("answers calls"),
+        "used_up": N_("used up"),
+        "expired": N_("over"),
+        "ended": N_("ended"),
+    }
+)
+
+GRANT_ENDINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "revoked": N_("revoked"),
+        "definition_changed": N_("the tool's definition changed"),
+        "server_changed": N_("the server's address changed"),
+    }
+)
+
+DELEGATION_STATES: Mapping[str, str] = MappingProxyType(
+    {
+        "planned": N_("planned"),
+        "active": N_("active"),
+        "over": N_("over"),
+        "revoked": N_("revoked"),
     }
 )
 

@@ -11,7 +11,18 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 
-from gateway.api import approvals, apps, audit, people, policies, problems, servers
+from gateway.api import (
+    alarms,
+    approvals,
+    apps,
+    audit,
+    delegations,
+    grants,
+    people,
+    policies,
+    problems,
+    servers,
+)
 from gateway.api.guard import Guard
 from gateway.services import Services
 
@@ -46,11 +57,14 @@ def routers() -> tuple[APIRouter, ...]:
     """Every route of the API; a test walks them."""
     return (
         approvals.router,
+        grants.router,
         servers.router,
         apps.router,
         policies.router,
         people.router,
+        delegations.router,
         audit.router,
+        alarms.router,
     )
 
 

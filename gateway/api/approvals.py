@@ -12,12 +12,15 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.access import After, House, Limit, may
-from gateway.approvals import history, review
-from gateway.approvals.review import Approvals, Reviewer, Submission
+from gateway.api.grants import TermsIn, reviewer_of
+from gateway.approvals import emergency, history, review, settlement
+from gateway.approvals.review import Submission
+from gateway.approvals.settlement import Settling
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 
 State = Literal["pending", "approved", "denied", "expired", "cancelled"]
+Execution = Literal["not_sent", "sending", "executed", "failed", "unknown"]
 
 
 class ServerOut(BaseModel):
@@ -52,6 +55,17 @@ class ReviewOut(BaseModel):
     note: str | None = None
     at: datetime
     channel: str
+    on_behalf_of: str | None = Field(None, description="For whom the reviewer stood in.")
+    emergency: bool = False
+    counts: bool = Field(True, description="False once the person may not sign in any more.")
+
+
+class EscalationOut(BaseModel):
+    """When more groups may decide, and since when they may."""
+
+    at: datetime
+    to: list[str]
+    since: datetime | None
 
 
 class DecisionOut(BaseModel):
@@ -62,6 +76,7 @@ class DecisionOut(BaseModel):
     verdict: str
     reason: str | None = None
     at: datetime
+    grant: str | None = Field(None, description="The remembered approval that answered.")
 
 
 class ApprovalOut(BaseModel):
@@ -84,7 +99,11 @@ class ApprovalOut(BaseModel):
     deadline: datetime
     reviews: list[ReviewOut]
     decision: DecisionOut | None
-    execution: Literal["not_sent", "sending", "executed", "failed", "unknown"]
+    execution: Execution
+    settles_at: datetime | None = Field(
+        None, description="Approved then, unless somebody takes a review back."
+    )
+    escalation: EscalationOut | None = None
 
 
 class ApprovalPage(BaseModel):
@@ -92,6 +111,14 @@ class ApprovalPage(BaseModel):
 
     items: list[ApprovalOut]
     next: str | None
+
+
+class SettlementIn(BaseModel):
+    """What became of a call whose outcome was unknown, and how you know."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    outcome: Literal["executed", "not_executed"]
+    reason: str = Field(min_length=1, max_length=2000)
 
 
 class ExchangeOut(BaseModel):
@@ -120,6 +147,17 @@ class ReviewIn(BaseModel):
     note: str | None = Field(
         None, max_length=4000, description="For colleagues; never sent to the model or the app."
     )
+    remember: TermsIn | None = Field(
+        None, description="Make a grant of the decision that this review takes."
+    )
+
+
+class EmergencyIn(BaseModel):
+    """One approval despite quorum and groups, of exactly what `digest` names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    reason: str = Field(min_length=1, max_length=2000, description="Why this cannot wait.")
 
 
 class Filters(BaseModel):
@@ -130,6 +168,7 @@ class Filters(BaseModel):
     app: str | None = Field(None, max_length=200)
     server: str | None = Field(None, max_length=200)
     tool: str | None = Field(None, max_length=200)
+    execution: Execution | None = None
     after: str | None = Field(None, max_length=200, description="`next` of the previous page.")
     limit: int = Field(50, ge=1, le=200)
 
@@ -137,6 +176,7 @@ class Filters(BaseModel):
 router = APIRouter(tags=["requests"])
 Reader = Annotated[Principal, Depends(may(Permission.READ_REQUESTS))]
 Decider = Annotated[Principal, Depends(may(Permission.REVIEW_REQUESTS))]
+Breaker = Annotated[Principal, Depends(may(Permission.BREAK_GLASS))]
 ExchangeReader = Annotated[Principal, Depends(may(Permission.READ_EXCHANGES))]
 
 
@@ -166,8 +206,39 @@ async def submit_review(house: House, who: Decider, approval_id: str, body: Revi
         digest=body.digest,
         reason=body.reason,
         note=body.note,
+        remember=body.remember.terms() if body.remember else None,
     )
-    view = await review.review(_approvals(house), _reviewer(who), submission, now=house.clock())
+    view = await review.review(house.approvals, reviewer_of(who), submission, now=house.clock())
+    return view.document()
+
+
+@router.post("/approval-requests/{approval_id}/reviews/withdraw", response_model=ApprovalOut)
+async def withdraw_review(house: House, who: Decider, approval_id: str) -> Any:
+    """Take one's own review back, while the request is pending. 409 once it is decided."""
+    view = await review.withdraw(house.approvals, reviewer_of(who), approval_id, now=house.clock())
+    return view.document()
+
+
+@router.post(
+    "/approval-requests/{approval_id}/break-glass", status_code=201, response_model=ApprovalOut
+)
+async def break_the_glass(house: House, who: Breaker, approval_id: str, body: EmergencyIn) -> Any:
+    """Approve alone, in an emergency. It raises an alarm that somebody else must close in time."""
+    view = await emergency.break_glass(
+        house.approvals,
+        reviewer_of(who),
+        Submission(approval_id, "approve", body.digest, body.reason),
+        look_into=house.settings.break_glass_review,
+        now=house.clock(),
+    )
+    return view.document()
+
+
+@router.post("/approval-requests/{approval_id}/settlement", response_model=ApprovalOut)
+async def settle_outcome(house: House, who: Decider, approval_id: str, body: SettlementIn) -> Any:
+    """Say what became of a call of unknown outcome. 409 when that is known or settled."""
+    settling = Settling(approval_id, body.outcome, body.reason)
+    view = await settlement.settle(house.approvals, reviewer_of(who), settling, now=house.clock())
     return view.document()
 
 
@@ -179,7 +250,7 @@ async def wait_for_change(
     timeout: Annotated[float, Query(ge=0, le=60, description="Seconds.")] = 30.0,  # noqa: ASYNC109  part of the contract
 ) -> Any:
     """Long poll: answers when the request changes, or as it is when the time is up."""
-    return (await review.wait(_approvals(house), approval_id, timeout)).document()
+    return (await review.wait(house.approvals, approval_id, timeout)).document()
 
 
 @router.get("/exchanges", response_model=ExchangePage)
@@ -195,18 +266,3 @@ async def list_exchanges(
 async def read_exchange(house: House, _who: ExchangeReader, exchange_id: str) -> Any:
     """One app request with its rounds, calls, decisions and executions."""
     return (await history.read(house.db, house.envelope, exchange_id)).document()
-
-
-def _approvals(house: House) -> Approvals:
-    return Approvals(house.ledger, house.envelope, house.wakeups)
-
-
-def _reviewer(who: Principal) -> Reviewer:
-    return Reviewer(
-        user_id=who.user_id,
-        email=who.email,
-        roles=who.roles,
-        groups=who.groups,
-        channel="api",
-        auth=who.auth,
-    )

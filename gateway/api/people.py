@@ -16,7 +16,7 @@ from gateway.identity import codes, login, people
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 
-RoleName = Literal["viewer", "reviewer", "auditor", "admin"]
+RoleName = Literal["viewer", "reviewer", "break_glass", "auditor", "admin"]
 
 
 class UserOut(BaseModel):
@@ -58,14 +58,14 @@ class UserIn(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     email: str = Field(max_length=254)
     name: str | None = Field(None, max_length=100)
-    roles: list[RoleName] = Field(max_length=4)
+    roles: list[RoleName] = Field(max_length=5)
 
 
 class UserChange(BaseModel):
     """What is to be different: one member at a time, so that all of it happens or none."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    roles: list[RoleName] | None = Field(None, max_length=4)
+    roles: list[RoleName] | None = Field(None, max_length=5)
     disabled: bool | None = None
 
     @model_validator(mode="after")

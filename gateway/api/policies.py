@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from gateway.api.access import House, may
-from gateway.approvals import simulation
-from gateway.errors import NotFound
+from gateway.api.access import After, House, may
+from gateway.approvals import shadows, simulation
+from gateway.errors import NotFound, Refused
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
-from gateway.policy import parse
+from gateway.policy import ChangedRule, parse
 from gateway.registry import groups, policies
 from gateway.registry.members import read_object
 from gateway.registry.settings import read_group
@@ -24,6 +24,12 @@ class PolicyIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     rules: list[dict[str, Any]] = Field(max_length=1000)
+
+
+class SaveIn(PolicyIn):
+    """Rules to save as the next version, and whether they come into force with it."""
+
+    activate: bool = True
 
 
 class PolicyOut(BaseModel):
@@ -38,6 +44,8 @@ class PolicyOut(BaseModel):
     created_at: datetime
     created_by: str
     activated_at: datetime | None
+    shadow: bool
+    shadow_since: datetime | None
 
 
 class PolicyList(BaseModel):
@@ -46,10 +54,26 @@ class PolicyList(BaseModel):
     items: list[PolicyOut]
 
 
-class SimulateIn(PolicyIn):
-    """Rules to try on the calls that were asked for last."""
+class SimulateIn(BaseModel):
+    """Rules, or the number of a version, to try on past calls: the last so many, or since when."""
 
-    last: int = Field(100, ge=1, le=1000)
+    model_config = ConfigDict(extra="forbid", strict=True)
+    rules: list[dict[str, Any]] | None = Field(None, max_length=1000)
+    number: int | None = None
+    last: int = Field(1000, ge=1, le=simulation.LAST_AT_MOST)
+    since: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    after: str | None = Field(None, max_length=200)
+    limit: int = Field(50, ge=1, le=200)
+
+
+class ComparisonOut(BaseModel):
+    """What one version says otherwise than another; `lines` is the same for people."""
+
+    model_config = ConfigDict(from_attributes=True)
+    added: list[dict[str, Any]]
+    removed: list[dict[str, Any]]
+    changed: list[ChangedRule]
+    lines: list[str]
 
 
 class GroupOut(BaseModel):
@@ -89,12 +113,25 @@ async def list_policies(
 
 
 @router.post("/policies", status_code=201, response_model=PolicyOut)
-async def save_policy(house: House, who: Writer, body: PolicyIn) -> Any:
-    """Save these rules as the next version and put it into force."""
+async def save_policy(house: House, who: Writer, body: SaveIn) -> Any:
+    """Save these rules as the next version and, unless told otherwise, put it into force."""
     policy = parse(body.rules, "rules")
-    entry = await policies.save(house.ledger, policy, actor=who.actor, now=house.clock())
+    entry = await policies.save(
+        house.ledger, policy, actor=who.actor, now=house.clock(), activate=body.activate
+    )
     await house.directory.refresh()
     return entry
+
+
+@router.get("/policies/compare", response_model=ComparisonOut)
+async def compare_policies(
+    house: House,
+    _who: Reader,
+    before: Annotated[int, Query(alias="from")],
+    after: Annotated[int, Query(alias="to")],
+) -> Any:
+    """What the version `to` says otherwise than the version `from`."""
+    return await policies.differences(house.db, before, after)
 
 
 @router.get("/policies/active", response_model=PolicyOut)
@@ -108,10 +145,15 @@ async def read_active_policy(house: House, _who: Reader) -> Any:
 
 @router.post("/policies/simulate", response_model=simulation.Outcome)
 async def simulate_policy(house: House, _who: Reader, body: SimulateIn) -> Any:
-    """What these rules would have done with the calls asked for last, where that differs."""
-    return await simulation.simulate(
-        house.db, house.envelope, parse(body.rules, "rules"), last=body.last
-    )
+    """What these rules would have done with past calls; those that change, newest first."""
+    if (body.rules is None) == (body.number is None):
+        raise Refused("Give either 'rules' or the 'number' of a version.", param="rules")
+    if body.number is not None:
+        policy = parse((await policies.read(house.db, body.number)).rules)
+    else:
+        policy = parse(body.rules or [], "rules")
+    span = simulation.Span(body.last, body.since, body.after, body.limit)
+    return await simulation.simulate(house.approvals, policy, span)
 
 
 @router.get("/policies/{number}", response_model=PolicyOut)
@@ -126,6 +168,35 @@ async def activate_policy(house: House, who: Writer, number: int) -> Any:
     entry = await policies.activate(house.ledger, number, actor=who.actor, now=house.clock())
     await house.directory.refresh()
     return entry
+
+
+@router.post("/policies/{number}/shadow", response_model=PolicyOut)
+async def begin_shadow(house: House, who: Writer, number: int) -> Any:
+    """Record from now on what a version would say; it decides nothing. Ends another shadow."""
+    entry = await policies.begin_shadow(house.ledger, number, actor=who.actor, now=house.clock())
+    await house.directory.refresh()
+    return entry
+
+
+@router.delete("/policies/{number}/shadow", response_model=PolicyOut)
+async def end_shadow(house: House, who: Writer, number: int) -> Any:
+    """Record it no more; 404 when that version is not in shadow."""
+    entry = await policies.end_shadow(house.ledger, number, actor=who.actor, now=house.clock())
+    await house.directory.refresh()
+    return entry
+
+
+@router.get("/policies/{number}/shadow", response_model=shadows.Summary)
+async def read_shadow(
+    house: House,
+    _who: Reader,
+    number: int,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Any:
+    """What the version has said in shadow: counts, and where it differs, newest first."""
+    entry = await policies.read(house.db, number)
+    return await shadows.summary(house.db, entry.digest, after=after, limit=limit)
 
 
 @router.get("/reviewer-groups", response_model=GroupList)

@@ -18,7 +18,7 @@ from sqlmodel import col, select
 
 from gateway.approvals import items
 from gateway.approvals.decisions import Approvals
-from gateway.approvals.kept import Kept
+from gateway.approvals.kept import Kept, claimed, hold_on
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
@@ -37,7 +37,9 @@ from gateway.store.tables import (
 
 @dataclass(frozen=True)
 class Opening:
-    """What is known of an exchange when it is opened. `servers` are labels."""
+    """What is known of an exchange when it is opened. `servers` are labels; `thread` is that of
+    what it goes on from, `owner` the replica that drives it.
+    """
 
     app_id: str
     app_name: str
@@ -52,16 +54,20 @@ class Opening:
     idempotency: str | None = None
     conversation: str | None = None
     auth: str = "key"
+    thread: str | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
 class Saved:
     """An exchange read back. `document` is what `save` wrote: `machine`, `forward`, `frames` (of a
-    background stream so far), `approvals` (Azure's request id → ours); empty when it never waited.
+    stream so far), `approvals` (Azure's request id → ours); empty when it never waited.
+    `withdrawn` is why its app wants no more of it, if it does not.
     """
 
     kept: Kept
     document: Json
+    withdrawn: str | None = None
 
 
 async def open_exchange(
@@ -90,11 +96,18 @@ async def open_exchange(
         async with context.ledger.transaction() as tx:
             _add(tx, context, kept, opening, saved, now)
     except IntegrityError:
+        # Both looked before either was there.
+        if opening.idempotency is not None:
+            raise Alike("It is being answered already.", code="exchange_claimed") from None
         if opening.conversation is None:
             raise
-        raise locked() from None  # both looked before either was there
+        raise locked() from None
     await tx.sealed()
     return kept
+
+
+class Alike(Conflict):
+    """An exchange for the same idempotency key has just been opened by another replica."""
 
 
 def locked() -> Conflict:
@@ -127,6 +140,8 @@ def _add(
             body_digest=opening.body_digest,
             idempotency=opening.idempotency,
             conversation_id=opening.conversation,
+            thread=opening.thread or kept.id,
+            owner=opening.owner,
             data_key=kept.data_key,
             snapshot=_sealed(context, kept, "snapshot", saved),
             created_at=now,
@@ -164,7 +179,10 @@ def _add(
 async def name_response(
     context: Approvals, kept: Kept, response_id: str, round_number: int, *, now: datetime
 ) -> None:
-    """Remember whose an upstream response id is; round 0's becomes the exchange's own."""
+    """Remember whose an upstream response id is; round 0's becomes the exchange's own.
+
+    Raises `Superseded` when another process has claimed the exchange.
+    """
     async with context.ledger.transaction() as tx:
         if await tx.session.get(ResponseId, response_id) is None:
             tx.session.add(
@@ -177,10 +195,12 @@ async def name_response(
                     created_at=now,
                 )
             )
-        if round_number == 0:
-            await tx.session.exec(
-                update(Exchange).where(col(Exchange.id) == kept.id).values(response_id=response_id)
-            )
+        if round_number:
+            await hold_on(tx.session, kept)
+            return
+        own = update(Exchange).where(col(Exchange.id) == kept.id, col(Exchange.fence) == kept.fence)
+        if await compare_and_set(tx.session, own.values(response_id=response_id)) != 1:
+            raise claimed(kept)
 
 
 async def save(
@@ -188,7 +208,7 @@ async def save(
 ) -> None:
     """Inside the caller's transaction: the exchange waits from now on, as `saved` says.
 
-    Raises `Conflict` when another process has claimed it in between.
+    Raises `Superseded` when another process has claimed it in between.
     """
     document = orjson.dumps({**saved, "approvals": approvals})
     changed = await compare_and_set(
@@ -214,7 +234,8 @@ class Ending:
     """How an exchange ended; `response` is the object that the app has been given.
 
     `retrievable`: it may be read from now on. `around` is what the app's items hide, by item id;
-    `frames` is the log of a background stream.
+    `frames` are those of a stream. `heard`: somebody waits for the end and will be told; else it
+    is kept for whoever comes back.
     """
 
     outcome: str
@@ -224,20 +245,23 @@ class Ending:
     around: Mapping[str, Around] = field(default_factory=dict)
     frames: Sequence[str] | None = None
     retrievable: bool = True
+    heard: bool = False
 
 
 async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetime) -> None:
     """Keep the final response, record the end. Waits for the signed head.
 
-    Raises `Conflict` when another process has claimed the exchange.
+    Raises `Superseded` when another process has claimed the exchange.
     """
     response = ending.response
     state = {"failed": "failed", "cancelled": "cancelled"}.get(ending.outcome, "done")
+    missed = await _missed(context, kept) or not ending.heard
+    readable = ending.retrievable or missed
     await items.hand_out(context, kept, (response or {}).get("output") or [], ending.around)
     values: dict[str, Any] = {
         "state": state,
-        "final": _sealed(context, kept, "final", response) if ending.retrievable else None,
-        "log": _sealed(context, kept, "log", ending.frames),
+        "final": _sealed(context, kept, "final", response) if readable else None,
+        "log": _sealed(context, kept, "log", ending.frames) if kept.logged or missed else None,
         "rounds": ending.rounds,
         "finished_at": now,
         "snapshot": None,
@@ -271,15 +295,24 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
     await tx.sealed()
 
 
+async def _missed(context: Approvals, kept: Kept) -> bool:
+    """Whether somebody who wants to know the end is not here. Raises `Superseded`."""
+    async with context.db.reading() as session:
+        found = await session.exec(
+            select(Exchange.left_at).where(
+                col(Exchange.id) == kept.id, col(Exchange.fence) == kept.fence
+            )
+        )
+        row = found.all()
+    if not row:
+        raise claimed(kept)
+    return row[0] is not None
+
+
 def _sealed(context: Approvals, kept: Kept, name: str, value: Any) -> bytes | None:
     if value is None:
         return None
     return context.envelope.seal(kept.data_key, kept.id, name, orjson.dumps(value))
-
-
-def claimed(kept: Kept) -> Conflict:
-    """Another process has it now."""
-    return Conflict(f"The exchange {kept.id} is in other hands.", code="exchange_claimed")
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -295,17 +328,6 @@ async def last_round(db: Database, exchange_id: str) -> str | None:
             .limit(1)
         )
         return found.first()
-
-
-async def unfinished(db: Database) -> list[str]:
-    """Ids of the exchanges that were open when the process before this one ended."""
-    async with db.reading() as session:
-        found = await session.exec(
-            select(Exchange.id)
-            .where(col(Exchange.state).in_(["forwarding", "holding", "sending"]))
-            .order_by(col(Exchange.id))
-        )
-        return list(found.all())
 
 
 async def load(db: Database, envelope: Envelope, exchange_id: str) -> Saved:
@@ -330,9 +352,9 @@ async def load(db: Database, envelope: Envelope, exchange_id: str) -> Saved:
         stored=row.stored,
     )
     if row.snapshot is None:
-        return Saved(kept, {})
+        return Saved(kept, {}, row.withdrawn)
     document = read_document(envelope.open(row.data_key, row.id, "snapshot", row.snapshot))
-    return Saved(kept, document)
+    return Saved(kept, document, row.withdrawn)
 
 
 async def final_response(db: Database, envelope: Envelope, exchange_id: str) -> Json | None:
@@ -346,7 +368,7 @@ async def final_response(db: Database, envelope: Envelope, exchange_id: str) -> 
 
 
 async def log(db: Database, envelope: Envelope, exchange_id: str) -> list[str] | None:
-    """The frames of a finished background stream, from the first one; None if none are kept."""
+    """The frames of a finished stream, from the first one; None if none are kept."""
     async with db.reading() as session:
         row = await session.get(Exchange, exchange_id)
     if row is None or row.log is None or row.data_key is None:

@@ -6,27 +6,32 @@ at once, so that every call has one life to follow) and the audit records.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.approvals import exchanges, lifecycle, views
+from gateway.approvals import exchanges, grants, lifecycle, shadows, standing, views
 from gateway.approvals.decisions import Approvals, subject
-from gateway.approvals.kept import Kept
+from gateway.approvals.grants import Asked, Use
+from gateway.approvals.kept import Kept, hold_on
+from gateway.approvals.standing import Fallen
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
-from gateway.exchange.messages import Answer, Call, Json, ServerFacts
-from gateway.policy.evaluation import CallFacts, Ruling, evaluate
-from gateway.policy.risk import RiskSignal, signals
+from gateway.exchange.messages import Answer, Call, Json, Ran, ServerFacts
+from gateway.policy.evaluation import CallFacts, Ruling
+from gateway.policy.risk import RiskSignal
 from gateway.policy.rules import Effect, Policy
+from gateway.registry.pauses import PauseView
 from gateway.store.ids import new_id
 from gateway.store.tables import ApprovalRequest, ToolDefinition
-from gateway.telemetry import decisions_total
+from gateway.telemetry import decisions_total, executions_total
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,15 @@ class Rules:
     """What decides without people: the policy in force, and the app's own stricter wishes.
 
     `strict` maps a server label to the tools the app wants asked for (None: all of them).
+    `shadow` decides nothing: what it would say is recorded.
     """
 
     policy: Policy
     policy_digest: str
     strict: Mapping[str, frozenset[str] | None]
     expires: timedelta
+    shadow: Policy | None = None
+    pauses: Sequence[PauseView] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ class Round:
     """The calls of a round that ended, and the servers behind their labels.
 
     `approvals` maps Azure's request ids to our approval ids so far. `saved` holds what resumes
-    the exchange; it is None when the exchange ends and leaves the calls open.
+    the exchange; it is None when the exchange ends and leaves the calls open. `fallen` are, by
+    Azure's request id, earlier approvals of these calls that do not stand any more.
     """
 
     kept: Kept
@@ -55,6 +64,7 @@ class Round:
     servers: Mapping[str, ServerFacts]
     approvals: Mapping[str, str]
     saved: Json | None
+    fallen: Mapping[str, Fallen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,12 +77,27 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class _Ruled:
+class _Asked:
+    """A call with what is known of it; `server` without an id is not part of the request.
+
+    `fallen` is an earlier approval of the call that does not stand any more.
+    """
+
     call: Call
     server: ServerFacts
+    definition: ToolDefinition | None
+    fallen: Fallen | None
+
+
+@dataclass(frozen=True)
+class _Ruled:
+    """What is to happen to a call; `use` is of the grant that answers instead of people."""
+
+    asked: _Asked
     ruling: Ruling
     risks: tuple[RiskSignal, ...]
-    definition: ToolDefinition | None
+    shadow: Ruling | None = None
+    use: Use | None = None
 
 
 async def open_hold(
@@ -83,9 +108,15 @@ async def open_hold(
     Returns what was opened, and the map of request ids extended by it.
     """
     kept = ended.kept
+    # Before the transaction: what takes long must not keep others from writing.
+    ruled = await _rule_all(context, ended, rules, now)
     async with context.ledger.transaction() as tx:
-        ruled = [await _rule(tx, ended, call, rules, now) for call in ended.calls]
+        await hold_on(tx.session, kept)
+        ruled = [await _remembered(tx, context, kept, item, now) for item in ruled]
         opened = [_open(tx, context, kept, item, rules, now) for item in ruled]
+        for item in opened:
+            if (fallen := ended.fallen.get(item.call.request_id)) is not None:
+                await standing.supersede(tx, fallen, item.approval_id, now)
         ids = {**ended.approvals, **{item.call.request_id: item.approval_id for item in opened}}
         if ended.saved is not None:
             await exchanges.save(tx, context.envelope, kept, ended.saved, ids)
@@ -96,27 +127,116 @@ async def open_hold(
     return opened, ids
 
 
-async def _rule(tx: Transaction, ended: Round, call: Call, rules: Rules, now: datetime) -> _Ruled:
-    kept = ended.kept
+@dataclass(frozen=True)
+class Leave:
+    """What Azure was told about one tool: that it need not ask, by which rule of which policy."""
+
+    server: ServerFacts
+    rule: str
+    policy_digest: str
+
+
+async def record_ran(
+    context: Approvals, kept: Kept, ran: Ran, leave: Leave, *, now: datetime
+) -> tuple[str, bool]:
+    """Keep a call that was made on leave, as one that policy allowed, with what became of it.
+
+    Waits for the signed head. Returns its id, and whether its definition had changed.
+    """
+    server = leave.server
+    # Azure gives such a call no request id; ids of items may stand in several rounds.
+    name = f"{views.UNASKED}{ran.call.round}:{ran.call.request_id}"
+    call = dataclasses.replace(ran.call, request_id=name)
+    async with context.db.reading() as session:
+        definition = await session.get(ToolDefinition, (server.id, call.tool))
+    asked = _Asked(call, server, definition, None)
+    facts = _facts(kept, asked)
+    # Nothing is left to rule on; what stands out is shown to whoever looks.
+    found = (await context.rulings.assess(Policy(), facts, now)).signals
+    why = f"Rule {leave.rule!r} allows every call of this tool, so that Azure did not ask."
+    risks = (*_changed(definition), *found)
+    item = _Ruled(asked, Ruling(Effect.ALLOW, leave.rule, why), risks)
+    rules = Rules(Policy(), leave.policy_digest, {}, timedelta(0))
+    async with context.ledger.transaction() as tx:
+        opened = _open(tx, context, kept, item, rules, now)
+        await tx.session.flush()
+        row = await tx.session.get_one(ApprovalRequest, opened.approval_id)
+        row.execution, row.executed_at = ran.outcome, now
+        tx.session.add(row)
+        tx.record(
+            records.make(
+                "execution.observed",
+                now=now,
+                actor=SYSTEM,
+                subject=subject(row),
+                fields={"outcome": ran.outcome, "round": call.round},
+            )
+        )
+    executions_total.labels(outcome=ran.outcome).inc()
+    await tx.sealed()
+    await context.wakeups.notify()
+    return opened.approval_id, bool(_changed(definition))
+
+
+async def _rule_all(context: Approvals, ended: Round, rules: Rules, now: datetime) -> list[_Ruled]:
+    async with context.db.reading() as session:
+        asked = [await _look_up(session, ended, call) for call in ended.calls]
+    return [await _rule(context, ended.kept, each, rules, now) for each in asked]
+
+
+async def _look_up(session: AsyncSession, ended: Round, call: Call) -> _Asked:
+    fallen = ended.fallen.get(call.request_id)
     server = ended.servers.get(call.server_label)
     if server is None:
-        # Azure asks for a call on a server that was not in the request: nobody can approve that.
-        server = ServerFacts("", call.server_label, "")
-        ruling = Ruling(Effect.DENY, None, "The server is not part of the request.")
-        return _Ruled(call, server, ruling, (), None)
-    definition = await tx.session.get(ToolDefinition, (server.id, call.tool))
-    facts = CallFacts(
-        app=kept.app_name,
-        server=server.label,
-        tool=call.tool,
-        arguments=call.arguments,
-        end_user=kept.end_user,
-        definition=definition.pinned if definition else None,
-    )
-    ruling = evaluate(rules.policy, facts, now)
+        return _Asked(call, ServerFacts("", call.server_label, ""), None, fallen)
+    definition = await session.get(ToolDefinition, (server.id, call.tool))
+    return _Asked(call, server, definition, fallen)
+
+
+async def _rule(
+    context: Approvals, kept: Kept, asked: _Asked, rules: Rules, now: datetime
+) -> _Ruled:
+    if (refusal := _refusal(asked)) is not None:
+        return _Ruled(asked, Ruling(Effect.DENY, None, refusal), ())
+    facts = _facts(kept, asked)
+    assessment = await context.rulings.assess(rules.policy, facts, now)
+    ruling = assessment.ruling
     if ruling.effect is Effect.ALLOW:
-        ruling = _stricter(ruling, call, definition, rules)
-    return _Ruled(call, server, ruling, (*_changed(definition), *signals(facts)), definition)
+        ruling = _stricter(ruling, kept, asked, rules)
+    risks = (*_changed(asked.definition), *assessment.signals)
+    shadow = await shadows.ruling(context.rulings, rules.shadow, facts, now)
+    return _Ruled(asked, ruling, risks, shadow)
+
+
+def _refusal(asked: _Asked) -> str | None:
+    """Why nobody can approve the call, whatever the rules say."""
+    if asked.fallen is not None and asked.fallen.refusal is not None:
+        return asked.fallen.refusal
+    # Azure asks for a call on a server that was not in the request.
+    return None if asked.server.id else "The server is not part of the request."
+
+
+async def _remembered(
+    tx: Transaction, context: Approvals, kept: Kept, item: _Ruled, now: datetime
+) -> _Ruled:
+    """The same, answered by a grant where there is one: it answers a hold, never more."""
+    call, server, definition = item.asked.call, item.asked.server, item.asked.definition
+    if item.ruling.effect is not Effect.HOLD or _changed(definition):
+        return item
+    definition_digest = definition.listed_digest if definition else None
+    asked = Asked(kept, server, call.tool, call.arguments, definition_digest, item.ruling)
+    return replace(item, use=await grants.answer(tx, context.envelope, asked, now))
+
+
+def _facts(kept: Kept, asked: _Asked) -> CallFacts:
+    return CallFacts(
+        app=kept.app_name,
+        server=asked.server.label,
+        tool=asked.call.tool,
+        arguments=asked.call.arguments,
+        end_user=kept.end_user,
+        definition=asked.definition.pinned if asked.definition else None,
+    )
 
 
 def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
@@ -126,21 +246,22 @@ def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
     return (RiskSignal("definition_changed", sentence),)
 
 
-def _stricter(
-    ruling: Ruling, call: Call, definition: ToolDefinition | None, rules: Rules
-) -> Ruling:
-    wanted = rules.strict.get(call.server_label, frozenset())
-    if wanted is None or call.tool in wanted:
+def _stricter(ruling: Ruling, kept: Kept, asked: _Asked, rules: Rules) -> Ruling:
+    """What a rule allows, held where something else wants people to be asked."""
+    wanted = rules.strict.get(asked.call.server_label, frozenset())
+    if wanted is None or asked.call.tool in wanted:
         return Ruling(Effect.HOLD, ruling.rule, "The app itself asks for approval of this call.")
-    for signal in _changed(definition):
+    for signal in _changed(asked.definition):
         return Ruling(Effect.HOLD, ruling.rule, signal.sentence)
+    if any(pause.covers(kept.app_name, asked.server.label) for pause in rules.pauses):
+        return Ruling(Effect.HOLD, ruling.rule, "A pause is in force: a rule alone lets no call.")
     return ruling
 
 
 def _open(
     tx: Transaction, context: Approvals, kept: Kept, item: _Ruled, rules: Rules, now: datetime
 ) -> Opened:
-    call, ruling = item.call, item.ruling
+    call, ruling = item.asked.call, item.ruling
     nonce = secrets.token_bytes(32)
     row = _row(context, kept, item, rules, nonce, now)
     commitment = {
@@ -160,35 +281,40 @@ def _open(
     tx.record(
         records.make("call.ruled", now=now, actor=SYSTEM, subject=subject(row), fields=fields)
     )
+    if item.shadow is not None and rules.shadow is not None:
+        shadows.record(tx, row, (rules.shadow.digest, item.shadow), ruling, now)
     requested = _request_record(row, commitment, now)
     row.record_id = requested.id
     tx.record(requested)
-    if (settled := _settled(ruling)) is not None:
-        decided = _decision_record(row, settled, rules, commitment, now)
-        row.state, row.decided_at, row.decided_by = settled, now, "policy"
+    if (settled := _settled(item)) is not None:
+        by, state = settled
+        decided = _decision_record(row, item, rules, commitment, now)
+        row.state, row.decided_at, row.decided_by = state, now, by
+        row.grant_id = item.use.grant_id if item.use else None
         row.decision_record_id = decided.id
-        decisions_total.labels(by="policy", outcome=settled).inc()
+        decisions_total.labels(by=by, outcome=state).inc()
         tx.record(decided)
     tx.session.add(row)
-    answer = lifecycle.answer(row.state, None)
+    answer = lifecycle.answer(row.state, item.asked.fallen.refusal if item.asked.fallen else None)
     return Opened(row.id, call, answer)
 
 
-def _settled(ruling: Ruling) -> str | None:
-    match ruling.effect:
+def _settled(item: _Ruled) -> tuple[str, str] | None:
+    """By what the call is settled without people, and how; None when people are to be asked."""
+    match item.ruling.effect:
         case Effect.ALLOW:
-            return lifecycle.APPROVED
+            return "policy", lifecycle.APPROVED
         case Effect.DENY:
-            return lifecycle.DENIED
+            return "policy", lifecycle.DENIED
         case Effect.HOLD:
-            return None
+            return None if item.use is None else ("grant", lifecycle.APPROVED)
 
 
 def _row(
     context: Approvals, kept: Kept, item: _Ruled, rules: Rules, nonce: bytes, now: datetime
 ) -> ApprovalRequest:
     approval_id = new_id("apr", now)
-    call, server, definition = item.call, item.server, item.definition
+    call, server, definition = item.asked.call, item.asked.server, item.asked.definition
     definition_digest = definition.listed_digest if definition else None
     digest = views.digest(
         views.Subject(
@@ -234,8 +360,32 @@ def _row(
         deadline=now + (item.ruling.expires or rules.expires),
         always_ask=item.ruling.always_ask,
         undo_seconds=item.ruling.undo_seconds,
+        **_escalation(item.ruling, now),
         execution_seconds=_seconds(item.ruling.execution_expires),
+        **_anew(context, kept, approval_id, item.asked.fallen),
     )
+
+
+def _anew(
+    context: Approvals, kept: Kept, approval_id: str, fallen: Fallen | None
+) -> dict[str, Any]:
+    """What a request that asks anew says of the one before, and the model of a refusal."""
+    if fallen is None:
+        return {}
+    reason = None
+    if fallen.refusal is not None:
+        sentence = fallen.refusal.encode()
+        reason = context.envelope.seal(kept.data_key, kept.id, f"reason:{approval_id}", sentence)
+    return {"supersedes": fallen.approval_id, "reason": reason}
+
+
+def _escalation(ruling: Ruling, now: datetime) -> dict[str, Any]:
+    if ruling.escalate_after is None:
+        return {}
+    return {
+        "escalates_at": now + ruling.escalate_after,
+        "escalate_to": list(ruling.escalate_to),
+    }
 
 
 def _seconds(length: timedelta | None) -> int | None:
@@ -263,23 +413,25 @@ def _request_record(
 
 def _decision_record(
     row: ApprovalRequest,
-    state: str,
+    item: _Ruled,
     rules: Rules,
     commitment: Mapping[str, Any],
     now: datetime,
 ) -> records.Record:
-    verdict = "approve" if state == lifecycle.APPROVED else "deny"
-    return records.make(
-        "approval.decided",
-        now=now,
-        actor=SYSTEM,
-        subject=subject(row),
-        fields={
-            "decision": {"value": verdict, "by": "policy"},
-            "from": lifecycle.PENDING,
-            "to": state,
-            "digest": row.digest,
-            "args": commitment,
-            "policy": rules.policy_digest,
+    by, state = _settled(item) or ("policy", lifecycle.DENIED)
+    fields: dict[str, Any] = {
+        "decision": {
+            "value": "approve" if state == lifecycle.APPROVED else "deny",
+            "by": by,
         },
+        "from": lifecycle.PENDING,
+        "to": state,
+        "digest": row.digest,
+        "args": commitment,
+        "policy": rules.policy_digest,
+    }
+    if item.use is not None:
+        fields |= {"grant": item.use.grant_id, "use": item.use.number}
+    return records.make(
+        "approval.decided", now=now, actor=SYSTEM, subject=subject(row), fields=fields
     )

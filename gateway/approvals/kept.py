@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
 from gateway.audit.records import Actor
+from gateway.errors import Conflict
+from gateway.store.tables import Exchange
+
+
+class Superseded(Conflict):
+    """Another process has the exchange now: this one does nothing about it any more."""
+
+    default_code = "exchange_claimed"
 
 
 @dataclass
 class Kept:
-    """An open exchange in the hands of this process. `fence` is that of its last claim."""
+    """An open exchange in the hands of this process.
+
+    `fence` is that of its last claim; `released` the fence under which its approved calls were
+    sent, None where another process did that, or nobody.
+    """
 
     id: str
     app_id: str
@@ -24,6 +39,7 @@ class Kept:
     idempotency: str | None = None
     auth: str = "key"
     stored: bool = True
+    released: int | None = None
 
     @property
     def logged(self) -> bool:
@@ -39,3 +55,22 @@ class Kept:
     def actor(self) -> Actor:
         """The app, as audit records name it."""
         return Actor("app", self.app_id, self.auth)
+
+
+def claimed(kept: Kept) -> Superseded:
+    """Another process has it now."""
+    return Superseded(f"The exchange {kept.id} is in other hands.")
+
+
+async def hold_on(session: AsyncSession, kept: Kept) -> None:
+    """Inside a transaction that writes about the exchange: nobody takes it before the commit.
+
+    Raises `Superseded` when somebody has.
+    """
+    found = await session.exec(
+        select(Exchange.id)
+        .where(col(Exchange.id) == kept.id, col(Exchange.fence) == kept.fence)
+        .with_for_update()
+    )
+    if found.first() is None:
+        raise claimed(kept)

@@ -6,11 +6,12 @@ Nothing here changes a row. What the signed ledger does not have yet is not show
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from sqlalchemy import exists
+from sqlalchemy import bindparam, exists, func
+from sqlalchemy.orm import aliased
 from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -21,7 +22,7 @@ from gateway.errors import NotFound, Refused
 from gateway.exchange.messages import Answer, Call
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.tables import App, ApprovalRequest, AuditRecord, Exchange, Review
+from gateway.store.tables import App, ApprovalRequest, AuditRecord, Evidence, Exchange, Review, User
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Query:
     app: str | None = None
     server: str | None = None
     tool: str | None = None
+    execution: str | None = None
     after: str | None = None
     limit: int = 50
 
@@ -45,6 +47,36 @@ class LeftOpen:
     answer: Answer | None
 
 
+# Built once: making a statement costs more than running it.
+_columns: Any = select
+_requested: Any = aliased(AuditRecord)
+_decided: Any = aliased(AuditRecord)
+_ONE: Any = (
+    _columns(
+        ApprovalRequest,
+        col(Exchange.data_key),
+        col(Exchange.thread),
+        col(App.owner),
+        _requested.index,
+        _decided.index,
+    )
+    .join(Exchange, col(Exchange.id) == ApprovalRequest.exchange_id)
+    .join(App, col(App.id) == ApprovalRequest.app_id, isouter=True)
+    .join(_requested, _requested.id == ApprovalRequest.record_id)
+    .join(_decided, _decided.id == ApprovalRequest.decision_record_id, isouter=True)
+    .where(col(ApprovalRequest.id) == bindparam("approval"), _requested.index.is_not(None))
+)
+_REVIEWS = (
+    select(Review, User.disabled_at)
+    .join(User, col(User.id) == Review.user_id, isouter=True)
+    .where(
+        col(Review.approval_id).in_(bindparam("approvals", expanding=True)),
+        col(Review.withdrawn_at).is_(None),
+    )
+    .order_by(col(Review.id))
+)
+
+
 async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[ApprovalView]:
     """Requests that stand in the signed ledger: pending ones by deadline, others newest first."""
     limit = max(1, min(query.limit, 200))
@@ -56,6 +88,7 @@ async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[App
         (ApprovalRequest.app_name, query.app),
         (ApprovalRequest.server_label, query.server),
         (ApprovalRequest.tool, query.tool),
+        (ApprovalRequest.execution, query.execution),
     ):
         if value:
             statement = statement.where(col(column) == value)
@@ -81,13 +114,17 @@ async def listing(db: Database, envelope: Envelope, *, query: Query) -> Page[App
 async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalView:
     """One request; raises `NotFound`."""
     async with db.reading() as session:
-        found = await session.exec(
-            select(ApprovalRequest).where(ApprovalRequest.id == approval_id, shown())
-        )
-        row = found.first()
-        if row is None:
+        found = await session.exec(_ONE, params={"approval": approval_id})
+        first = found.first()
+        if first is None:
             raise NotFound(f"There is no approval request {approval_id}.")
-        return (await _views(session, envelope, [row]))[0]
+        row, data_key, thread, owner, *indexes = first
+        reviews = await _reviews(session, [approval_id])
+        evidence = await _evidence(session, [row])
+    opener = Opener(envelope, row.exchange_id, data_key)
+    places = views.RecordIndexes(*indexes)
+    view = _view(row, opener, reviews, owner, places, evidence.get(row.id, ()))
+    return replace(view, thread=thread)
 
 
 async def of_exchange(
@@ -125,6 +162,17 @@ async def answers(
     return given
 
 
+async def unclear(db: Database) -> int:
+    """How many calls there are whose outcome is unknown."""
+    async with db.reading() as session:
+        found = await session.exec(
+            select(func.count())
+            .select_from(ApprovalRequest)
+            .where(ApprovalRequest.execution == "unknown")
+        )
+        return found.one()
+
+
 async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[LeftOpen]:
     """The calls of the exchange's last round, if it ended without telling Azure about them.
 
@@ -139,12 +187,22 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
             select(ApprovalRequest).where(
                 ApprovalRequest.exchange_id == exchange_id,
                 ApprovalRequest.round == exchange.rounds - 1,
+                ~col(ApprovalRequest.upstream_id).startswith(views.UNASKED),
             )
         )
-        rows = found.all()
-    opener = Opener(envelope, exchange_id, exchange.data_key)
+        rows = [
+            await _standing(session, row)
+            for row in found.all()
+            if await asked_in(session, row) == exchange_id
+        ]
+        keys = {exchange_id: exchange.data_key}
+        for row in rows:
+            if row.exchange_id not in keys:
+                other = await session.get_one(Exchange, row.exchange_id)
+                keys[other.id] = other.data_key
     calls = []
-    for row in rows:
+    for row in {row.id: row for row in rows}.values():
+        opener = Opener(envelope, row.exchange_id, keys[row.exchange_id])
         answer = lifecycle.answer(row.state, opener.text(f"reason:{row.id}", row.reason))
         if answer is not None and answer.approve and row.execution != "not_sent":
             answer = Answer(approve=False, reason="This call has already been carried out.")
@@ -155,6 +213,20 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
         call = Call(row.upstream_id, payload["label"], row.tool, payload["arguments"], row.round)
         calls.append(LeftOpen(row.id, call, answer))
     return calls
+
+
+async def asked_in(session: AsyncSession, row: ApprovalRequest) -> str:
+    """The exchange in which Azure asked for the call, whichever asks people about it anew."""
+    while row.supersedes is not None:
+        row = await session.get_one(ApprovalRequest, row.supersedes)
+    return row.exchange_id
+
+
+async def _standing(session: AsyncSession, row: ApprovalRequest) -> ApprovalRequest:
+    """The request that asks for the call now: the last of those that superseded one another."""
+    while row.superseded_by is not None:
+        row = await session.get_one(ApprovalRequest, row.superseded_by)
+    return row
 
 
 async def wait(context: Approvals, approval_id: str, seconds: float) -> ApprovalView:
@@ -180,10 +252,7 @@ async def _views(
     if not rows:
         return []
     ids = [row.id for row in rows]
-    found = await session.exec(
-        select(Review).where(col(Review.approval_id).in_(ids)).order_by(col(Review.id))
-    )
-    reviews = list(found.all())
+    reviews = await _reviews(session, ids)
     keys = dict(
         (
             await session.exec(
@@ -209,18 +278,44 @@ async def _views(
             )
         ).all()
     )
+    evidence = await _evidence(session, rows)
     return [
         _view(
             row,
             Opener(envelope, row.exchange_id, keys.get(row.exchange_id)),
-            [review for review in reviews if review.approval_id == row.id],
+            [(review, counts) for review, counts in reviews if review.approval_id == row.id],
             owners.get(row.app_id),
             views.RecordIndexes(
                 indexes.get(row.record_id), indexes.get(row.decision_record_id or "")
             ),
+            evidence.get(row.id, ()),
         )
         for row in rows
     ]
+
+
+async def _evidence(
+    session: AsyncSession, rows: Sequence[ApprovalRequest]
+) -> dict[str, tuple[views.EvidenceView, ...]]:
+    unclear = [row.id for row in rows if row.execution == "unknown" or row.settlement]
+    if not unclear:
+        return {}
+    found = await session.exec(
+        select(Evidence)
+        .where(col(Evidence.approval_id).in_(unclear))
+        .order_by(col(Evidence.gathered_at), col(Evidence.id))
+    )
+    seen: dict[str, tuple[views.EvidenceView, ...]] = {}
+    for row in found:
+        view = views.EvidenceView(row.finding, row.where, row.arguments_match, row.gathered_at)
+        seen[row.approval_id] = (*seen.get(row.approval_id, ()), view)
+    return seen
+
+
+async def _reviews(session: AsyncSession, ids: Sequence[str]) -> list[tuple[Review, bool]]:
+    """The reviews that stand, oldest first, each with whether it counts still."""
+    found = await session.exec(_REVIEWS, params={"approvals": list(ids)})
+    return [(review, disabled_at is None) for review, disabled_at in found.all()]
 
 
 @dataclass(frozen=True)
@@ -246,9 +341,10 @@ class Opener:
 def _view(
     row: ApprovalRequest,
     opener: Opener,
-    reviews: Sequence[Review],
+    reviews: Sequence[tuple[Review, bool]],
     owner: str | None,
     indexes: views.RecordIndexes,
+    evidence: tuple[views.EvidenceView, ...],
 ) -> ApprovalView:
     decision = None
     if row.decided_at is not None:
@@ -257,6 +353,7 @@ def _view(
             verdict="approve" if row.state == lifecycle.APPROVED else "deny",
             at=row.decided_at,
             reason=opener.text(f"reason:{row.id}", row.reason),
+            grant=row.grant_id,
         )
     return ApprovalView(
         id=row.id,
@@ -273,22 +370,20 @@ def _view(
         rule=row.rule,
         policy_digest=row.policy_digest,
         quorum=views.Quorum(
-            row.quorum_needed, sum(review.verdict == "approve" for review in reviews)
+            row.quorum_needed,
+            # Once it is decided, what counted then is what counted.
+            sum(
+                review.verdict == "approve" and (counts or decision is not None)
+                for review, counts in reviews
+            ),
         ),
         groups=tuple(row.reviewer_groups or ()),
         require_reason=row.require_reason,
         created_at=row.created_at,
         deadline=row.deadline,
         reviews=tuple(
-            views.ReviewView(
-                reviewer=review.reviewer,
-                verdict=review.verdict,
-                channel=review.channel,
-                at=review.created_at,
-                reason=opener.text(f"review:{review.id}:reason", review.reason),
-                note=opener.text(f"review:{review.id}:note", review.note),
-            )
-            for review in reviews
+            _review(opener, review, counts=counts or decision is not None)
+            for review, counts in reviews
         ),
         decision=decision,
         execution=row.execution,
@@ -299,4 +394,40 @@ def _view(
         round=row.round,
         record=indexes,
         owner=owner,
+        superseded_by=row.superseded_by,
+        supersedes=row.supersedes,
+        credential=row.credential,
+        settlement=_settlement(row, opener),
+        evidence=evidence,
+        settles_at=row.settles_at if decision is None else None,
+        undo_seconds=row.undo_seconds,
+        always_ask=row.always_ask,
+        escalation=_escalation(row),
     )
+
+
+def _settlement(row: ApprovalRequest, opener: Opener) -> views.SettlementView | None:
+    if row.settlement is None or row.settled_at is None:
+        return None
+    reason = opener.text(f"settlement:{row.id}", row.settlement_reason)
+    return views.SettlementView(row.settlement, row.settled_by or "", row.settled_at, reason)
+
+
+def _review(opener: Opener, review: Review, *, counts: bool) -> views.ReviewView:
+    return views.ReviewView(
+        reviewer=review.reviewer,
+        verdict=review.verdict,
+        channel=review.channel,
+        at=review.created_at,
+        reason=opener.text(f"review:{review.id}:reason", review.reason),
+        note=opener.text(f"review:{review.id}:note", review.note),
+        on_behalf_of=review.on_behalf_of,
+        emergency=review.emergency,
+        counts=counts,
+    )
+
+
+def _escalation(row: ApprovalRequest) -> views.EscalationView | None:
+    if row.escalates_at is None:
+        return None
+    return views.EscalationView(row.escalates_at, tuple(row.escalate_to or ()), row.escalated_at)

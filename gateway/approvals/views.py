@@ -13,6 +13,10 @@ import orjson
 T = TypeVar("T")
 
 
+#: What the upstream id of a call begins with that Azure made without asking.
+UNASKED = "unasked:"
+
+
 @dataclass(frozen=True)
 class Page(Generic[T]):
     """Part of a list; `next` is the cursor of what follows, None at the end."""
@@ -39,7 +43,10 @@ class Quorum:
 
 @dataclass(frozen=True)
 class ReviewView:
-    """One person's review. `note` is for people here only; `reason` goes to the model."""
+    """One person's review. `note` is for people here only; `reason` goes to the model.
+
+    `counts` is false once the person may not sign in any more.
+    """
 
     reviewer: str
     verdict: str
@@ -47,16 +54,49 @@ class ReviewView:
     at: datetime
     reason: str | None = None
     note: str | None = None
+    on_behalf_of: str | None = None
+    emergency: bool = False
+    counts: bool = True
 
 
 @dataclass(frozen=True)
 class DecisionView:
-    """The outcome: `by` is reviewers, policy, grant, expiry or cancelled."""
+    """The outcome: `by` is reviewers, policy, grant (which one), expiry or cancelled."""
 
     by: str
     verdict: str
     at: datetime
     reason: str | None = None
+    grant: str | None = None
+
+
+@dataclass(frozen=True)
+class EscalationView:
+    """When more groups may decide (`to`), and since when they may (`since`)."""
+
+    at: datetime
+    to: tuple[str, ...]
+    since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class SettlementView:
+    """What a person said became of a call: executed | not_executed; `reason` is for people here."""
+
+    outcome: str
+    by: str
+    at: datetime
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class EvidenceView:
+    """What was found out without a person: executed, failed, absent or unavailable, and where."""
+
+    finding: str
+    where: str
+    arguments_match: bool | None
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -99,6 +139,16 @@ class ApprovalView:
     round: int
     record: RecordIndexes
     owner: str | None = None
+    superseded_by: str | None = None
+    supersedes: str | None = None
+    credential: str | None = None
+    settlement: SettlementView | None = None
+    evidence: tuple[EvidenceView, ...] = ()
+    settles_at: datetime | None = None  # approved then, unless somebody takes a review back
+    undo_seconds: int = 0
+    always_ask: bool = False
+    escalation: EscalationView | None = None
+    thread: str | None = None  # the conversation it belongs to
 
     def document(self) -> dict[str, Any]:
         """JSON-ready; times are RFC 3339 in UTC."""

@@ -1,8 +1,8 @@
 """Tells whoever waits that something was decided.
 
 A hint, never the truth: whoever is woken reads the database. In this process a wake-up is
-immediate; decisions of other processes (the command line, another replica) are found by one
-small query per half second, however many wait.
+immediate, and so it is for other processes on one PostgreSQL; whatever they did not hear of is
+found by one small query per half second, however many wait.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ from collections.abc import Iterable
 from sqlmodel import col, func, select
 
 from gateway.store.database import Database
+from gateway.store.notifications import DECIDED, Notifications
 from gateway.store.tables import ApprovalRequest
 from gateway.telemetry import log
 
 _PAUSE = 0.5
 _BATCH = 500
+_NOBODY = "-"  # pages are to look again, and nobody who waits for a decision
 
 
 class Wakeups:
     """One per process; `run` belongs into the process's task group."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, notifications: Notifications | None = None) -> None:
         self._db = db
+        self._notifications = notifications or Notifications(db)
+        self._notifications.on(DECIDED, self._hear)
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()  # another one for each change
+        self._due = asyncio.Event()
         self._version = 0
         self._fingerprint: object = None
         self._newly: set[str] = set()  # waited for since the last look
@@ -52,30 +57,47 @@ class Wakeups:
                     del self._waiting[approval_id]
 
     async def notify(self, approval_ids: Iterable[str] = ()) -> None:
-        """Something about these requests was committed."""
-        for approval_id in approval_ids:
-            for event in self._waiting.get(approval_id, ()):
-                event.set()
-        async with self._changed:
-            self._version += 1
-            self._changed.notify_all()
+        """Something about these requests was committed: wake who waits, here and elsewhere."""
+        ids = list(approval_ids)
+        self._wake(ids)
+        await self._notifications.send(DECIDED, ",".join(ids) or _NOBODY)
 
     async def changes(self, after: int, seconds: float) -> int:
         """A number that has grown past `after` when any request changed, or after `seconds`."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds), self._changed:
-                await self._changed.wait_for(lambda: self._version > after)
+            async with asyncio.timeout(seconds):
+                while self._version <= after:
+                    await self._changed.wait()
         return self._version
 
     async def run(self) -> None:
         """Look for what other processes have decided, for ever."""
         while True:
-            await asyncio.sleep(_PAUSE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE):
+                    await self._due.wait()
+            self._due.clear()
             try:
                 await self._look()
             except Exception as error:
                 log.warning("wakeups.look_failed", error=type(error).__name__)
                 self._fingerprint = None  # whatever was missed: all of them, next time
+                await asyncio.sleep(_PAUSE)
+
+    def _hear(self, payload: str) -> None:
+        if payload:
+            self._wake(payload.split(","))
+        else:
+            self._fingerprint = None
+            self._due.set()
+
+    def _wake(self, ids: Iterable[str]) -> None:
+        for approval_id in ids:
+            for event in self._waiting.get(approval_id, ()):
+                event.set()
+        self._version += 1
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def _look(self) -> None:
         decided: list[str] = []
@@ -103,4 +125,4 @@ class Wakeups:
                 decided += rows.all()
         if decided or fingerprint != self._fingerprint:
             self._fingerprint = fingerprint
-            await self.notify(decided)
+            self._wake(decided)

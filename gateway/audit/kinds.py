@@ -14,11 +14,21 @@ from gateway.audit.fields import FIELDS, JSONValue
 from gateway.audit.kind import Kind
 from gateway.audit.kinds_calls import APPROVALS, LEDGER, TRAFFIC
 from gateway.audit.kinds_house import CONFIGURATION, PEOPLE
+from gateway.audit.kinds_people import GRANTS, REVIEWING, STANDING_IN
 
 __all__ = ["FIELDS", "KINDS", "JSONValue", "Kind", "say"]
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
-    {**TRAFFIC, **APPROVALS, **CONFIGURATION, **PEOPLE, **LEDGER}
+    {
+        **TRAFFIC,
+        **APPROVALS,
+        **REVIEWING,
+        **GRANTS,
+        **CONFIGURATION,
+        **PEOPLE,
+        **STANDING_IN,
+        **LEDGER,
+    }
 )
 
 

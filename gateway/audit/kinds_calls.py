@@ -112,7 +112,7 @@ APPROVALS = {
         "{actor} said {verdict} to {tool} on {server}.",
         ("approval",),
         ("verdict",),
-        words("digest view reason note channel review"),
+        words("digest view reason note channel review instead_of"),
         example(APPROVAL, verdict="approve", digest=HASH, channel="web"),
     ),
     "approval.decided": Kind(
@@ -120,7 +120,7 @@ APPROVALS = {
         "{tool} on {server} was decided: {decision}.",
         ("approval",),
         ("decision",),
-        words("from to fence digest args tooldef policy view reason quorum rule code"),
+        words("from to fence digest args tooldef policy view reason quorum rule code grant use"),
         example(
             APPROVAL,
             decision={"value": "approve", "by": "reviewers"},
@@ -133,8 +133,16 @@ APPROVALS = {
         "The outcome for {tool} on {server} is being sent.",
         ("approval", "exchange"),
         ("fence",),
-        words("approve call round args digest tooldef policy"),
+        words("approve call round args digest tooldef policy credential"),
         example(APPROVAL, fence=1, approve=True),
+    ),
+    "approval.superseded": Kind(
+        "An approval did not stand any more when it was to be released: the call is ruled on anew.",
+        "The approval of {tool} on {server} did not stand any more: {code}.",
+        ("approval", "exchange"),
+        ("code",),
+        ("successor",),
+        example(APPROVAL, code="definition_changed", successor="apr_02"),
     ),
     "execution.observed": Kind(
         "What the upstream reported about a released call (executed, failed, unknown, not_sent).",
@@ -152,6 +160,14 @@ APPROVALS = {
         words("code what fence args observed call round error digest"),
         example(APPROVAL, code="arguments_differ", fence=1),
     ),
+    "execution.evidence": Kind(
+        "What Azure itself says of a call whose outcome was unknown; it decides nothing.",
+        "Azure was asked about {tool} on {server}: {finding}.",
+        ("approval", "exchange"),
+        ("finding",),
+        words("where match"),
+        example(APPROVAL, finding="executed", where="resp_01", match=True),
+    ),
     "alarm.raised": Kind(
         "Something happened that people must look at; it stays on every page until it is closed.",
         "An alarm was raised about {app}: {code}.",
@@ -167,5 +183,21 @@ APPROVALS = {
         ("alarm",),
         ("what", "note"),
         example(APPROVAL, alarm="alm_01", what=["mismatch"]),
+    ),
+    "pause.begun": Kind(
+        "Nothing that the pause covers is released from here on.",
+        "{actor} began a pause ({covers}) of {app}{server}.",
+        (),
+        ("pause", "covers"),
+        ("code",),
+        example({"app": "support-bot"}, pause="pau_01", covers="app"),
+    ),
+    "pause.ended": Kind(
+        "A pause is over: what waited for its end may be released.",
+        "{actor} ended a pause ({covers}) of {app}{server}.",
+        (),
+        ("pause", "covers"),
+        (),
+        example({"app": "support-bot"}, pause="pau_01", covers="app"),
     ),
 }

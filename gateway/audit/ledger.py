@@ -1,5 +1,8 @@
 """The ledger: the one way to write rows and audit records, and to wait for the signed head.
 
+On one PostgreSQL several processes write and wait; one of them seals, the others follow it and
+take its place when it stops. On SQLite there is one process.
+
 Promises. `transaction` and `append_all` are durable when they return: rows and records together
 or neither. `sealed` returns only once a signed head covers the records; when sealing fails it
 raises `Unavailable`, so that nothing is released. A disk I/O error is never retried: it is
@@ -11,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,35 +21,29 @@ from sqlalchemy import Table, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.audit.following import Follower
+from gateway.audit.heads import BROKEN
 from gateway.audit.inserts import Inserts
 from gateway.audit.records import SYSTEM, Record, make, timestamp
 from gateway.audit.seat import seat_for
-from gateway.audit.sequencer import Sealed, Sequencer
+from gateway.audit.sequencer import Sequencer, Stale
 from gateway.audit.signing import Signer
+from gateway.audit.waiting import Receipt, Waiting, late
 from gateway.audit.writer import Writer
 from gateway.errors import Conflict, GatepassError, Unavailable
 from gateway.store.database import Database, is_disk_error
+from gateway.store.notifications import RECORDED, SEALED, Notifications
 from gateway.store.tables import metadata
 from gateway.telemetry import Clock, log
 
 HEARTBEAT = timedelta(minutes=5)
-_PATIENCE = 30.0  # seconds that `sealed` waits at most
-_RECENT = 4096  # receipts kept for callers that ask just after the sealing
+_PATIENCE = 30.0  # seconds that `settle` waits at most
 _MEMORY = 1.0  # seconds between signed heads that outlive this process otherwise than in the rows
 _GLANCE = 0.05  # seconds between looks at what another process seals
+_ASIDE = 3  # looks that a sequencer leaves to the others before it stands again
 _RECORDS = metadata.tables["audit_records"]
-_HEADS = metadata.tables["audit_checkpoints"]
 
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """Where records stand: the index of the last of them, and the size of a covering head."""
-
-    index: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.index}@{self.size}"
+__all__ = ["Ledger", "Receipt", "Transaction"]
 
 
 class Transaction:
@@ -71,21 +67,36 @@ class Transaction:
 class Ledger:
     """Writes, and runs the group committer and the sequencer while `run` is running."""
 
-    def __init__(self, db: Database, signer: Signer, clock: Clock, *, poll: float = 1.0) -> None:
+    def __init__(
+        self,
+        db: Database,
+        signer: Signer,
+        clock: Clock,
+        *,
+        poll: float = 1.0,
+        notifications: Notifications | None = None,
+    ) -> None:
         self.db = db
         self.signer = signer
         self.problem: str | None = None
+        self.ready = asyncio.Event()
         self._clock = clock
         self._poll = poll
+        self._shared = db.dialect == "postgresql"
         self._inserts = Inserts(db.engine.dialect)
         self._writer = Writer(db)
         self._sequencer = Sequencer(db, signer, clock, seat_for(db))
-        self._awaited: dict[str, asyncio.Future[Receipt | Unavailable]] = {}
+        self._follower = Follower(db, signer)
+        self._waiting = Waiting(db)
+        self._notifications = notifications or Notifications(db)
+        self._notifications.on(RECORDED, self._hear_of_records)
+        self._notifications.on(SEALED, lambda _: self._waiting.look_soon())
         self._wake = asyncio.Event()
-        self._recent: dict[str, Receipt] = {}
+        self._recorded = False  # something that the sequencer should hear of
+        self._next_look = self._next_election = float("-inf")
         self._settling = asyncio.Lock()
-        self.ready = asyncio.Event()
         self._running = False
+        self._broken: Unavailable | None = None
         self._fatal: BaseException | None = None
         self._beaten: datetime | None = None
 
@@ -115,7 +126,7 @@ class Ledger:
             self._note_disk_error(error)
             raise
         if transaction.records:
-            self._wake.set()
+            self._stir()
 
     async def append_all(
         self, records: Sequence[Record], rows: Sequence[tuple[Table, Mapping[str, Any]]] = ()
@@ -137,14 +148,17 @@ class Ledger:
             return None
         if not self._running:
             await self.settle()
-        receipts = await self._wait(list(record_ids), fresh=fresh and self._running)
+        elif self._broken is not None:
+            raise self._broken
+        self._stir()
+        receipts = await self._waiting.wait(record_ids, fresh=fresh and self._running)
         last = max(receipts, key=lambda receipt: receipt.index)
         return Receipt(last.index, max(receipt.size for receipt in receipts))
 
     async def run(self) -> None:
         """Group committer and sequencer; ends only by cancellation or by a fatal error.
 
-        A second process on the same database is refused with `Unavailable`.
+        A second process on the same SQLite file is refused with `Unavailable`.
         """
         self._running = True
         try:
@@ -155,31 +169,36 @@ class Ledger:
                 group.create_task(self._writer.run())
                 group.create_task(self._sequence())
                 group.create_task(self._remember())
+                group.create_task(self._waiting.run(self._pause))
         finally:
             self._running = False
-            self._fail("The gateway is stopping.")
+            self._waiting.fail("The gateway is stopping.")
             await self._sequencer.resign()
 
     async def settle(self) -> None:
         """Have everything that is committed now sealed: by us, or by the process that seals.
 
-        For commands that run beside a server or without one. Raises `Unavailable`.
+        For commands that run beside a server or without one, and for whatever must not rest on
+        what is not signed. Raises `Unavailable`.
         """
         newest = await self._newest()
         try:
             async with asyncio.timeout(_PATIENCE), self._settling:
                 while not await self._is_placed(newest):
                     if self._running:
-                        self._wake.set()
+                        if self._broken is not None:
+                            raise self._broken
+                        self._stir()
                     elif await self._seal_once_elected():
                         return
                     await asyncio.sleep(_GLANCE)
         except TimeoutError:
-            raise _late() from None
+            raise late() from None
 
     async def _seal_once_elected(self) -> bool:
         try:
             if not await self._sequencer.elect(announce=False):
+                await self._notifications.send(RECORDED)
                 return False
             await self._seal_all()
         except GatepassError as error:
@@ -192,8 +211,7 @@ class Ledger:
     async def _take_place(self) -> None:
         for _ in range(100):  # a command beside us may be settling: give it five seconds
             try:
-                if await self._sequencer.elect(announce=True):
-                    self._beaten = self._clock()
+                if await self._stand() or self._shared:
                     return
             except Unavailable as error:
                 self._note_problem(error)
@@ -208,16 +226,25 @@ class Ledger:
         while True:
             try:
                 await self._turn()
+            except Stale as error:
+                # Another process seals now, and what is awaited here as well.
+                log.warning("ledger_sequencer_deposed", problem=error.message)
+                await self._step_down()
             except Exception as error:
                 self._note_problem(error)
-                await self._sequencer.resign()
+                await self._step_down()
             if self._fatal is not None:
                 raise self._fatal
             with contextlib.suppress(TimeoutError):
                 # Not wait_for, which may swallow a cancellation that meets the event.
-                async with asyncio.timeout(self._poll):
+                async with asyncio.timeout_at(self._next_look):
                     await self._wake.wait()
             self._wake.clear()
+
+    async def _step_down(self) -> None:
+        if self._shared:  # another process may be able to, or does so already without the seat
+            self._next_election = asyncio.get_running_loop().time() + _ASIDE * self._poll
+        await self._sequencer.resign()
 
     async def _remember(self) -> None:
         while True:
@@ -225,20 +252,60 @@ class Ledger:
             await self._sequencer.keep()
 
     async def _turn(self) -> None:
+        now = asyncio.get_running_loop().time()
+        look = now >= self._next_look  # not at every wake-up
+        if look:
+            self._next_look = now + self._poll
         if not self._sequencer.elected:
-            if not await self._sequencer.elect(announce=True):
-                self.problem = None
-                return
-            self._beaten = self._clock()
-        await self._beat()
+            await self._follow(look=look)
+        if self._sequencer.elected:
+            await self._lead(look=look)
+        # While others are given time, perhaps nobody seals: what is wrong stays said.
+        if self._sequencer.elected or (look and now >= self._next_election):
+            self.problem = self._broken = None
+
+    async def _lead(self, *, look: bool) -> None:
+        if look:
+            await self._sequencer.sit()
         await self._seal_all()
-        self.problem = None
+        await self._beat()
+
+    async def _follow(self, *, look: bool) -> None:
+        if look:
+            await self._stand()
+        if self._recorded and not self._sequencer.elected:
+            self._recorded = False
+            await self._notifications.send(RECORDED)
+
+    async def _stand(self) -> bool:
+        """Become the sequencer if there is none, or if the one there is has stopped."""
+        stopped = await self._follower.look() if self._shared else None
+        if stopped is None and asyncio.get_running_loop().time() < self._next_election:
+            return False
+        if not await self._sequencer.elect(announce=True, deposing=stopped):
+            return False
+        if self._shared:
+            log.info("ledger_sequencer_elected", epoch=self._sequencer.epoch)
+        self._beaten = self._clock()
+        return True
 
     async def _seal_all(self) -> None:
         more = True
         while more and (sealed := await self._sequencer.seal()) is not None:
-            self._release(sealed)
+            self._waiting.publish(sealed.places, sealed.size)
+            await self._notifications.send(SEALED, str(sealed.size))
             more = sealed.more
+
+    def _stir(self) -> None:
+        self._recorded = True
+        self._wake.set()
+
+    def _hear_of_records(self, _payload: str) -> None:
+        if self._sequencer.elected:
+            self._wake.set()
+
+    def _pause(self) -> float:
+        return self._poll if self._sequencer.elected else _GLANCE
 
     async def _beat(self) -> None:
         now = self._clock()
@@ -262,23 +329,12 @@ class Ledger:
         except IntegrityError as error:
             raise Conflict("This is recorded already.", code="already_recorded") from error
 
-    def _release(self, sealed: Sealed) -> None:
-        receipts = {name: Receipt(at, sealed.size) for name, at in sealed.places.items()}
-        if len(self._recent) > _RECENT:
-            self._recent.clear()
-        self._recent |= receipts
-        self._publish(receipts)
-
-    def _fail(self, sentence: str) -> None:
-        awaited, self._awaited = self._awaited, {}
-        for future in awaited.values():
-            if not future.done():
-                future.set_result(Unavailable(sentence, code="ledger_unavailable"))
-
     def _note_problem(self, error: Exception) -> None:
         match error:
             case GatepassError():
                 sentence, details = error.message, None
+                if isinstance(error, Unavailable) and error.code == BROKEN:
+                    self._broken = error
             case _:
                 sentence = f"The ledger cannot be sealed: {type(error).__name__}."
                 details = error
@@ -287,52 +343,13 @@ class Ledger:
         if self.problem != sentence:
             log.error("ledger_not_sealed", problem=sentence, exc_info=details)
         self.problem = sentence
-        self._fail(sentence)
+        self._waiting.fail(sentence)
 
     def _note_disk_error(self, error: DBAPIError) -> None:
         if error.orig is not None and is_disk_error(error.orig):
             self._fatal = error
             self.problem = "The disk failed while the ledger was written."
             self._wake.set()
-
-    async def _wait(self, names: list[str], *, fresh: bool) -> list[Receipt]:
-        loop = asyncio.get_running_loop()
-        found = {name: self._recent[name] for name in names if name in self._recent}
-        if not fresh:
-            found |= await self._look_up([name for name in names if name not in found])
-        futures = {
-            name: self._awaited.setdefault(name, loop.create_future())
-            for name in names
-            if name not in found
-        }
-        self._wake.set()
-        give_up = loop.time() + _PATIENCE
-        while not all(future.done() for future in futures.values()):
-            if loop.time() > give_up:
-                raise _late()
-            glance = self._poll if self._sequencer.elected else _GLANCE
-            _, waiting = await asyncio.wait(futures.values(), timeout=glance)
-            if waiting:
-                self._publish(await self._look_up(list(futures)))
-        return [*found.values(), *(_receipt(future.result()) for future in futures.values())]
-
-    def _publish(self, found: dict[str, Receipt]) -> None:
-        for record_id, receipt in found.items():
-            future = self._awaited.pop(record_id, None)
-            if future is not None and not future.done():
-                future.set_result(receipt)
-
-    async def _look_up(self, record_ids: list[str]) -> dict[str, Receipt]:
-        if not record_ids:
-            return {}
-        query = select(_RECORDS.c.id, _RECORDS.c.index).where(
-            _RECORDS.c.id.in_(record_ids), _RECORDS.c.index.is_not(None)
-        )
-        async with self.db.reading() as session:
-            connection = await session.connection()
-            rows = (await connection.execute(query)).all()
-            size = await connection.scalar(select(func.max(_HEADS.c.size)))
-        return {name: Receipt(place, size or place + 1) for name, place in rows}
 
     async def _newest(self) -> int:
         async with self.db.reading() as session:
@@ -349,15 +366,3 @@ class Ledger:
         async with self.db.reading() as session:
             connection = await session.connection()
             return (await connection.execute(query)).first() is None
-
-
-def _receipt(result: Receipt | Unavailable) -> Receipt:
-    match result:
-        case Receipt():
-            return result
-        case _:
-            raise result
-
-
-def _late() -> Unavailable:
-    return Unavailable("The ledger was not sealed in time.", code="ledger_unavailable")

@@ -2,7 +2,8 @@
 
 Owns the indexes of records, the tiles and the signed heads. Never writes a record's body. One
 process is elected (see `seat`); each election raises a stored epoch, and a sealing transaction
-of an older epoch is refused, so that a paused process cannot fork the ledger.
+of an older epoch is refused, so that a paused process cannot fork the ledger. A size is signed
+once, and a signature is verified before anything rests on it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.audit import checkpoint, tree
+from gateway.audit import checkpoint, heads, tree
+from gateway.audit.checkpoint import Checkpoint
 from gateway.audit.inserts import Inserts
 from gateway.audit.records import SYSTEM, JSONValue, Record, make
 from gateway.audit.seat import Seat
@@ -43,8 +45,11 @@ _PLACE = (
     .values({"index": _RECORDS.c.position + bindparam("shift")})
 )
 _ADD_HEAD = insert(_HEADS)
-_ELECTED = select(_META.c.value).where(_META.c.name == EPOCH).with_for_update(read=True)
-_LAST_HEAD = select(_HEADS).order_by(_HEADS.c.size.desc()).limit(1)
+_ELECTED = (
+    select(_META.c.value, select(func.max(_HEADS.c.size)).scalar_subquery().label("size"))
+    .where(_META.c.name == EPOCH)
+    .with_for_update(read=True, of=_META)
+)
 
 
 class Stale(Unavailable):
@@ -104,18 +109,25 @@ class Sequencer:
         """Whether this process gives records their place now."""
         return self._growth is not None
 
-    async def elect(self, *, announce: bool) -> bool:
+    async def elect(self, *, announce: bool, deposing: int | None = None) -> bool:
         """Take the seat, raise the epoch, recover the tree; false when another has the seat.
 
-        Raises `Unavailable` when the stored ledger is not what was signed: nothing will be
-        signed then. `announce` writes `ledger.started`.
+        `deposing` names an election whose sequencer has stopped in its seat: it is ended without
+        the seat, unless another process has been elected since. Raises `Unavailable` when the
+        stored ledger is not what was signed: nothing will be signed then. `announce` writes
+        `ledger.started`.
         """
-        if not await self._seat.take():
+        if await self._seat.take():
+            deposing = None
+        elif deposing is None:
             return False
         try:
             async with self._database.connection() as connection:
+                # First, so that nobody seals while the tree is read.
+                epoch = await _raise_epoch(connection, deposing)
+                if epoch is None:
+                    return False
                 growth = await self._recover(connection)
-                epoch = await _raise_epoch(connection)
                 if announce:
                     record = self._started(epoch, growth.frontier.size)
                     await self._inserts.records(connection, [record])
@@ -124,6 +136,11 @@ class Sequencer:
             raise
         self._growth, self.epoch = growth, epoch
         return True
+
+    async def sit(self) -> None:
+        """Take the seat of an election that has none: it was lost, or another's process had it."""
+        if not await self._seat.held():
+            await self._seat.take()
 
     async def resign(self) -> None:
         """Give up the seat."""
@@ -147,7 +164,7 @@ class Sequencer:
             raise Stale("This process does not sequence the ledger.")
         growth = self._growth.copy()
         async with self._database.connection() as connection:
-            await self._check_epoch(connection)
+            await self._check_place(connection, growth.frontier.size)
             rows = (await connection.execute(_WAITING)).all()
             if not rows:
                 return None
@@ -167,6 +184,7 @@ class Sequencer:
     async def _write_head(self, connection: AsyncConnection, frontier: Frontier) -> str:
         root = frontier.root()
         note = self._signer.sign(frontier.size, root)
+        self._check_signature(note, Checkpoint(self._signer.origin, frontier.size, root))
         row = {
             "size": frontier.size,
             "epoch": self.epoch,
@@ -177,44 +195,43 @@ class Sequencer:
         await connection.execute(_ADD_HEAD, row)
         return note
 
-    async def _check_epoch(self, connection: AsyncConnection) -> None:
+    def _check_signature(self, note: str, meant: Checkpoint) -> None:
+        try:
+            signed = checkpoint.open_note(note, [self._signer.verifier])
+        except checkpoint.Damaged as error:
+            raise Unavailable(
+                f"The key does not sign what can be verified: {error}", code="signature_broken"
+            ) from error
+        if signed != meant:
+            raise Unavailable("The key has signed another head.", code="signature_broken")
+
+    async def _check_place(self, connection: AsyncConnection, size: int) -> None:
         # FOR SHARE keeps the next election out until this transaction has ended.
-        stored = await connection.scalar(_ELECTED)
-        if stored != str(self.epoch):
-            raise Stale(f"The ledger is sequenced by election {stored}, this is {self.epoch}.")
+        stored = (await connection.execute(_ELECTED)).first()
+        elected = None if stored is None else stored.value
+        if elected != str(self.epoch):
+            raise Stale(f"The ledger is sequenced by election {elected}, this is {self.epoch}.")
+        found = stored.size or 0 if stored is not None else 0
+        if found != size:
+            # The rows went back while we were elected, or others have signed in our name.
+            await heads.check_remembered(connection, self._signer, found)
+            raise Stale(f"The ledger has a head of {found} records, this process one of {size}.")
 
     async def _recover(self, connection: AsyncConnection) -> Growth:
-        head = (await connection.execute(_LAST_HEAD)).first()
+        head = await heads.newest(connection)
         size = 0 if head is None else head.size
         growth = await _rebuild(connection, size)
         placed = await connection.scalar(select(func.max(_RECORDS.c.index)))
         if (-1 if placed is None else placed) != size - 1:
-            raise _refuse("Its last record is not the one that its last head was signed for.")
-        if head is not None:
-            self._check_head(head.note, size, growth.frontier.root())
-        await self._check_memory(connection, size)
-        return growth
-
-    def _check_head(self, note: str, size: int, root: bytes) -> None:
-        try:
-            signed = checkpoint.open_note(note, [self._signer.verifier])
-        except checkpoint.Damaged as error:
-            raise _refuse(f"Its last head is not signed by the present key: {error}") from error
-        if (signed.size, signed.root) != (size, root):
-            raise _refuse(f"Its hashes do not lead to the head that was signed at size {size}.")
-
-    async def _check_memory(self, connection: AsyncConnection, size: int) -> None:
-        last = self._signer.last()
-        if last is None:
-            return
-        if last.size > size:
-            raise _refuse(
-                f"It ends at {size} records, but a head of {last.size} was signed: an older copy "
-                "of the database was put back."
+            raise heads.broken("Its last record is not the one that its last head was signed for.")
+        if head is not None and heads.check_signed(head, self._signer).root != (
+            growth.frontier.root()
+        ):
+            raise heads.broken(
+                f"Its hashes do not lead to the head that was signed at size {size}."
             )
-        query = select(_HEADS.c.root).where(_HEADS.c.size == last.size)
-        if await connection.scalar(query) != last.root:
-            raise _refuse(f"It tells another story than the head signed at size {last.size}.")
+        await heads.check_remembered(connection, self._signer, size)
+        return growth
 
     def _started(self, epoch: int, size: int) -> Record:
         vkey = str(self._signer.verifier)
@@ -236,16 +253,11 @@ def _runs(positions: Sequence[int], index: int) -> list[dict[str, int]]:
     return runs
 
 
-def _refuse(why: str) -> Unavailable:
-    return Unavailable(
-        f"The ledger is not signed any further. {why} Run 'gatepass audit verify'.",
-        code="ledger_broken",
-    )
-
-
-async def _raise_epoch(connection: AsyncConnection) -> int:
+async def _raise_epoch(connection: AsyncConnection, deposing: int | None) -> int | None:
     query = select(_META.c.value).where(_META.c.name == EPOCH).with_for_update()
     stored = await connection.scalar(query)
+    if deposing is not None and stored != str(deposing):
+        return None
     if stored is None:
         await connection.execute(insert(_META), {"name": EPOCH, "value": "1"})
         return 1
@@ -300,5 +312,5 @@ async def _edge(connection: AsyncConnection, level: int, index: int, width: int)
         content = await connection.scalar(select(_TILES.c.hashes).where(same)) or b""
         hashes = [content[at : at + HASH_SIZE] for at in range(0, len(content), HASH_SIZE)]
     if len(hashes) != width:
-        raise _refuse(f"Hashes of level {level} are missing.")
+        raise heads.broken(f"Hashes of level {level} are missing.")
     return hashes

@@ -58,9 +58,10 @@ class Signer:
         return self._last
 
     def remember(self, note: str) -> None:
-        """Take note of a head that is committed; `save` keeps it."""
-        self._last = Checkpoint.parse(checkpoint.split(note)[0])
-        self._unsaved = note
+        """Take note of a head that is committed; `save` keeps it. An older one changes nothing."""
+        head = Checkpoint.parse(checkpoint.split(note)[0])
+        if self._last is None or head.size > self._last.size:
+            self._last, self._unsaved = head, note
 
     def save(self) -> None:
         """Keep what was remembered, durably. A crash before leaves an older head, which is safe."""

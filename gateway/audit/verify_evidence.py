@@ -34,11 +34,14 @@ NOTES, TREE, HISTORY, ORDER, PAYLOADS, FILES, UNKNOWN = 11, 12, 13, 15, 16, 17, 
 WIDTH, LARGEST, MOST = 256, 256 << 20, 100
 KINDS = frozenset(
     """
-    alarm.closed alarm.raised
+    alarm.closed alarm.overdue alarm.raised approval.escalated break_glass.used
+    delegation.created delegation.ended grant.created grant.ended review.withdrawn
     app.changed app.created app.removed app_key.created app_key.revoked approval.decided
-    approval.requested approval.reviewed call.ruled config.applied credential.written
-    exchange.finished exchange.opened execution.mismatch execution.observed export.made
-    group.changed ledger.heartbeat ledger.started link.created payload.read policy.activated
+    approval.requested approval.reviewed approval.superseded call.preallowed call.ruled
+    call.shadowed config.applied credential.written exchange.finished exchange.opened
+    execution.evidence execution.mismatch execution.observed export.made group.changed
+    ledger.heartbeat ledger.started link.created pause.begun pause.ended payload.read
+    policy.activated policy.saved policy.shadow_begun policy.shadow_ended
     release.sending request.completed security.overridden security.refused server.changed
     server.registered server.removed token.created token.revoked tooldef.accepted
     tooldef.changed tooldef.pinned user.changed user.created user.signed_in user.signed_out
@@ -272,12 +275,38 @@ def differ(facts: Facts, asked: Facts) -> bool:
     return any(here is not None and here != there for here, there in zip(facts, asked, strict=True))
 
 
+class House:
+    """What holds for every request: who is shut out, and the remembered approvals by their id."""
+
+    def __init__(self) -> None:
+        self.disabled: set[str] = set()
+        self.grants: dict[str, dict[str, Any]] = {}  # their records, with "used" and "over"
+
+    def person(self, record: dict[str, Any]) -> None:
+        """Somebody may sign in no longer, or again."""
+        change = self.disabled.add if record.get("disabled") else self.disabled.discard
+        change(record["subject"]["user"])
+
+    def end(self, record: dict[str, Any]) -> Iterator[str]:
+        """A grant answers nothing any more."""
+        grant = self.grants.get(record["grant"])
+        if grant is None or grant["over"]:
+            yield "was no grant, or had ended"
+        else:
+            grant["over"] = True
+
+
 class Story:
     """What the records have told of one approval request; steps yield what cannot have happened."""
 
-    __slots__ = "alarmed asked askers decision differs fences first quorum ruling verdicts".split()
+    __slots__ = """alarmed asked askers broke decision differs fences first house leave quorum
+        ruling settled stands verdicts""".split()
 
-    def __init__(self) -> None:
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.stands: dict[str, str] = {}  # reviewer: for whom
+        self.broke: set[str] = set()  # who broke the glass
+        self.settled = ""  # by what it was decided
         self.ruling: tuple[str, str | None, Facts | None] = ("", None, None)  # effect, policy
         self.first = -1  # the record of the request
         self.asked: Facts | None = None
@@ -286,6 +315,7 @@ class Story:
         self.verdicts: dict[str, str] = {}
         self.decision = ""
         self.fences: dict[Any, str] = {}  # outcome by fence, "" while it is open
+        self.leave: set[tuple[Any, ...]] = set()  # exchange, server, tool, policy
         self.differs = -1
         self.alarmed = False
 
@@ -326,22 +356,73 @@ class Story:
             yield "was reviewed by who had asked for it"
         if who in self.verdicts:
             yield f"was reviewed twice by {who}"
+        other, through = record.get("instead_of"), set(self.stands.values())
+        if who in through or other in through or other in self.verdicts:
+            yield "was reviewed twice by one person, once through another"
         self.verdicts[who] = record["verdict"]
+        if other is not None:
+            self.stands[who] = other
+
+    def withdraw(self, _: int, record: dict[str, Any]) -> Iterator[str]:
+        """A review is taken back, in time."""
+        who = record["actor"]["ref"]
+        if self.verdicts.pop(who, None) is None or self.decision:
+            yield f"had no review by {who} to take back, or was decided"
+        self.stands.pop(who, None)
+
+    def emergency(self, _: int, record: dict[str, Any]) -> Iterator[str]:
+        """Somebody approves it alone."""
+        yield from self.same(record)
+        who = record["actor"]["ref"]
+        if self.decision or self.verdicts.get(who) != "approve":
+            yield "was no emergency at that time"
+        self.broke.add(who)
+
+    def remember(self, _: int, record: dict[str, Any]) -> Iterator[str]:
+        """The approval is remembered, within bounds."""
+        if record["grant"] in self.house.grants:
+            yield "was remembered under the id of another grant"
+        if (self.decision, self.settled) != ("approve", "reviewers") or self.broke:
+            yield "was remembered without a quorum that approved it"
+        else:
+            yield from self.same(record, self.asked and self.asked.mark)
+        self.house.grants[record["grant"]] = {**record, "used": 0, "over": False}
+
+    def by_grant(self, record: dict[str, Any]) -> Iterator[str]:
+        """A grant answers a call that policy held: for what, until when and as often as it says."""
+        grant = self.house.grants.get(record.get("grant", ""))
+        if grant is None or self.decision != "approve":
+            yield "was decided by no grant there is"
+            return
+        if self.ruling[0] != "hold":
+            yield "was answered by a grant although policy did not hold it"
+        if grant["over"] or record["ts"] >= grant["expires"]:
+            yield "was answered by a grant that had ended"
+        if any(
+            record["subject"].get(name) != grant["subject"].get(name)
+            for name in ("app", "server", "tool")
+        ):
+            yield "was answered by a grant for something else"
+        grant["used"] += 1
+        if record.get("use") != grant["used"] or grant["used"] > grant.get("max_uses", 1 << 53):
+            yield "is not the use of its grant that it says"
 
     def decide(self, _: int, record: dict[str, Any]) -> Iterator[str]:
         """The decision, which needs what it says it rests on."""
         yield from self.same(record)
-        by, given = record["decision"]["by"], list(self.verdicts.values())
+        by, who = record["decision"]["by"], record["actor"]["ref"]
+        shut_out = self.house.disabled
+        given = [v for name, v in self.verdicts.items() if v == "deny" or name not in shut_out]
         if self.decision:
             yield "was decided twice"
-        self.decision = record["decision"]["value"]
+        self.decision, self.settled = record["decision"]["value"], by
         approved, (effect, policy) = self.decision == "approve", self.ruling[:2]
         if by == "reviewers":
-            if record["actor"]["ref"] in self.askers:
+            if who in self.askers:
                 yield "was decided by who had asked for it"
             if approved == ("deny" in given):
                 yield "was decided against its reviews"
-            elif approved and given.count("approve") < self.quorum:
+            elif approved and given.count("approve") < self.quorum and who not in self.broke:
                 yield "is below its quorum"
             if approved and effect == "deny":
                 yield "was approved although policy denied it"
@@ -350,7 +431,9 @@ class Story:
                 yield "was decided by policy without such a ruling"
             elif record.get("policy", policy) != policy:
                 yield "was decided under another policy than it was ruled by"
-        elif approved or by == "grant":
+        elif by == "grant":
+            yield from self.by_grant(record)
+        elif approved:
             yield "was decided by nobody who may"
 
     def release(self, _: int, record: dict[str, Any]) -> Iterator[str]:
@@ -362,10 +445,22 @@ class Story:
             yield "was released twice"
         self.fences[record["fence"]] = ""
 
+    def supersede(self, _: int, record: dict[str, Any]) -> Iterator[str]:
+        """An approval does not stand any more, and was not sent."""
+        yield from self.same(record)
+        if self.decision != "approve" or set(self.fences.values()) - {"not_sent"}:
+            yield "was superseded without an approval that was still to be sent"
+        self.decision = "superseded"
+
     def observe(self, index: int, record: dict[str, Any]) -> Iterator[str]:
         """What became of it: one outcome for one release, and what was approved."""
         fence, match = record.get("fence", next(reversed(self.fences), None)), record.get("match")
-        before, asked = self.fences.get(fence), self.asked.mark if self.asked else None
+        asked = self.asked.mark if self.asked else None
+        # Policy allowed it, and the upstream had leave not to ask.
+        leave = (*facts(record)[:3], self.ruling[1]) in self.leave
+        if leave and not self.fences and (self.decision, self.ruling[0]) == ("approve", "allow"):
+            self.fences[fence] = ""
+        before = self.fences.get(fence)
         if match is not False:
             yield from self.same(record, asked)
         if before is None and record["outcome"] != "not_sent":
@@ -389,7 +484,11 @@ STEPS = {
     "call.ruled": Story.rule,
     "approval.requested": Story.request,
     "approval.reviewed": Story.review,
+    "review.withdrawn": Story.withdraw,
+    "break_glass.used": Story.emergency,
+    "grant.created": Story.remember,
     "approval.decided": Story.decide,
+    "approval.superseded": Story.supersede,
     "release.sending": Story.release,
     "execution.observed": Story.observe,
     "execution.mismatch": Story.alarm,
@@ -404,7 +503,10 @@ class Folder:
         self.names = dict.fromkeys(sorted(self.walk(root)))
         self.faults: list[tuple[int, int, str]] = []  # layer, record or -1, text
         self.stories: dict[str, Story] = {}
+        self.house = House()
+        self.leave: set[tuple[Any, ...]] = set()
         self.ids: set[int] = set()
+        self.pauses: dict[str, tuple[str, str | None]] = {}
         self.opened: tuple[bytes, Head] | None = None
         self.epoch = 0
         self.foreign = False  # whether the head does not authenticate the tiles
@@ -610,11 +712,29 @@ class Folder:
             if record["epoch"] <= self.epoch:
                 self.fault(ORDER, "the election number went back", index)
             self.epoch = record["epoch"]
+        elif kind == "user.changed":
+            self.house.person(record)
+        elif kind == "grant.ended":
+            for text in self.house.end(record):
+                self.fault(ORDER, f"{record['grant']} {text}", index)
+        elif kind == "pause.begun":
+            self.pauses[record["pause"]] = record["covers"], subject.get(record["covers"])
+        elif kind == "pause.ended":
+            if self.pauses.pop(record["pause"], None) is None:
+                self.fault(ORDER, "a pause ended that was not in force", index)
         elif kind == "execution.mismatch" and "approval" not in subject:
             pass  # something that nobody had asked for
+        elif kind == "call.preallowed":
+            of = subject.get("exchange"), subject.get("server")
+            self.leave.update((*of, tool, record["policy"]) for tool in record["tools"])
         elif kind in STEPS and record.get("approve") is not False:
             name = subject["approval"]
-            for text in STEPS[kind](self.stories.setdefault(name, Story()), index, record):
+            covered = (s == "all" or subject.get(s) == n for s, n in self.pauses.values())
+            if kind == "release.sending" and any(covered):
+                self.fault(ORDER, f"{name} was released although a pause was in force", index)
+            story = self.stories.setdefault(name, Story(self.house))
+            story.leave = self.leave
+            for text in STEPS[kind](story, index, record):
                 self.fault(ORDER, f"{name} {text}", index)
 
     def check_payloads(self) -> None:

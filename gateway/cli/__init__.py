@@ -10,9 +10,12 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.alarms import alarms, pause, pauses, resume
 from gateway.cli.apps import app as apps
 from gateway.cli.audit import app as audit
 from gateway.cli.configuration import apply
+from gateway.cli.delegations import app as delegations
+from gateway.cli.grants import app as grants
 from gateway.cli.output import Polite
 from gateway.cli.policy import app as policy
 from gateway.cli.requests import app as requests
@@ -52,7 +55,7 @@ def _root(
     """Approval and audit gateway for MCP tool calls."""
 
 
-for _command in (serve, demo, migrate, init, doctor, apply):
+for _command in (serve, demo, migrate, init, doctor, apply, resume):
     app.command(_command.__name__)(_command)
 for _name, _group in {
     "apps": apps,
@@ -60,8 +63,13 @@ for _name, _group in {
     "credentials": credentials,
     "policy": policy,
     "requests": requests,
+    "grants": grants,
     "users": users,
+    "delegations": delegations,
     "audit": audit,
+    "pause": pause,
+    "pauses": pauses,
+    "alarms": alarms,
 }.items():
     app.add_typer(_group, name=_name)
 

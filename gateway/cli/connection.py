@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import GatepassError
 from gateway.exchange.messages import Bypass
-from gateway.proxy.http import FAULT, TARGET, error_body
+from gateway.proxy.http import CUT, FAULT, TARGET, error_body
 from gateway.telemetry import refusals_total
 
 #: Longest request line and headers together, before the headers are looked at one by one.
@@ -85,7 +85,7 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self.scope["state"][TARGET] = self.url
+        self.scope["state"] |= {TARGET: self.url, CUT: self._cut}
         super().on_headers_complete()  # fails on what is no URL: then there is nothing to answer
         self.cycle.transport = self._gently  # type: ignore[assignment]  # all that it uses
         self._reading, self._since, self._body = "body", self.loop.time(), 0
@@ -168,6 +168,11 @@ class Connection(HttpToolsProtocol):
                 self.close()
                 return
         self.transport.write(_rendered(fault))
+        self.close()
+
+    def _cut(self) -> None:
+        """Break off the answer that is being made."""
+        self.cycle.disconnected = True
         self.close()
 
     def close(self) -> None:

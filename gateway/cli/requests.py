@@ -114,6 +114,73 @@ def deny(
     _submit(Verdict(approval_id, "deny", email, digest, reason, note_text), as_json=as_json)
 
 
+@app.command("unclear")
+def unclear(as_json: Json = False) -> None:
+    """List calls that were sent and of which nobody knows what became, the newest first."""
+    from gateway.approvals import review
+    from gateway.cli.runtime import look
+
+    async def work(house: House) -> list[ApprovalView]:
+        query = review.Query(execution="unknown", limit=200)
+        return list((await review.listing(house.db, house.envelope, query=query)).items)
+
+    views = look(work)
+    if as_json:
+        emit([view.document() for view in views])
+        return
+    table(
+        ("id", "tool", "server", "app", "since", "evidence"),
+        [
+            (
+                view.id,
+                view.tool,
+                view.server.label,
+                view.app,
+                view.executed_at,
+                view.evidence[-1].finding if view.evidence else "none yet",
+            )
+            for view in views
+        ],
+        empty="No outcome is unclear.",
+    )
+
+
+@app.command("settle")
+def settle(
+    approval_id: Id,
+    outcome: Annotated[str, typer.Argument(help="executed or not_executed.")],
+    email: As,
+    reason: Annotated[str, typer.Option(help="How you know; kept with the request.")],
+    as_json: Json = False,
+) -> None:
+    """Say what became of a call whose outcome is unknown."""
+    from gateway.approvals import settlement
+    from gateway.approvals.settlement import Settling
+    from gateway.cli.runtime import run
+
+    async def work(house: House) -> ApprovalView:
+        person = await _reviewer(house, email)
+        settling = Settling(approval_id, outcome, reason)
+        return await settlement.settle(house.approvals, person, settling, now=house.clock())
+
+    view = run(work)
+    emit(view.document()) if as_json else say(f"Recorded. {view.id} is settled: {outcome}.")
+
+
+@app.command("withdraw")
+def withdraw(approval_id: Id, email: As, as_json: Json = False) -> None:
+    """Take a review back, while the request still waits."""
+    from gateway.approvals import review
+    from gateway.cli.runtime import run
+
+    async def work(house: House) -> ApprovalView:
+        who = await _reviewer(house, email)
+        return await review.withdraw(house.approvals, who, approval_id, now=house.clock())
+
+    view = run(work)
+    emit(view.document()) if as_json else say(f"{view.id} is {view.state}: {_reviews(view)}")
+
+
 @app.command("watch")
 def watch(
     as_json: Json = False,
@@ -231,6 +298,9 @@ def _print(view: ApprovalView) -> None:
             ("execution", view.execution),
             ("id", view.id),
             ("digest", view.digest),
+            ("settles", view.settles_at),
+            ("escalates", view.escalation.at if view.escalation else None),
+            ("grant", view.decision.grant if view.decision else None),
         ]
     )
     say()
@@ -239,7 +309,9 @@ def _print(view: ApprovalView) -> None:
     for signal in view.risk_signals:
         say(f"! {signal['sentence']}")
     for review in view.reviews:
-        reason = f": {review.reason}" if review.reason else ""
+        reason = f" for {review.on_behalf_of}" if review.on_behalf_of else ""
+        reason += ", alone in an emergency" if review.emergency else ""
+        reason += f": {review.reason}" if review.reason else ""
         say(f"{when(review.at)}  {review.reviewer}  {review.verdict}{reason}")
 
 

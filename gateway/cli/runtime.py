@@ -121,4 +121,5 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     try:
         yield House(services, operator())
     finally:
+        services.rulings.close()
         await services.db.close()

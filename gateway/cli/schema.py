@@ -11,6 +11,7 @@ import logging
 import os
 
 from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
 
 from gateway.cli.runtime import sqlite_file
 from gateway.config import Settings
@@ -29,6 +30,14 @@ def upgrade(settings: Settings) -> str:
             f"The database cannot be migrated: {error}. Was it made by a newer version?",
             code="schema_unknown",
         ) from None
+    except DBAPIError as error:
+        if not _is_locked(str(error.orig)):
+            raise
+        raise Unavailable(
+            "The database is in use: a migration waited for what another connection has locked, "
+            "and gave up. Nothing of that migration was done; run 'gatepass migrate' again.",
+            code="schema_locked",
+        ) from None
 
 
 def prepare(settings: Settings) -> None:
@@ -43,6 +52,10 @@ def prepare(settings: Settings) -> None:
             f"{migration.newest()}: run 'gatepass migrate' first.",
             code="schema_behind",
         )
+
+
+def _is_locked(words: str) -> bool:
+    return "lock timeout" in words or "database is locked" in words
 
 
 def _make_file(settings: Settings) -> None:

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import gc
 import signal
+import socket
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.app import Gatepass
 from gateway.cli.connection import Connection
 from gateway.config import Settings
+from gateway.proxy.keeping import Keeper
 
 _BACKLOG = 2048
 
 
-def serve(app: ASGIApp, settings: Settings) -> Exception | None:
+def serve(app: Gatepass, settings: Settings) -> Exception | None:
     """Serve until a signal; returns what ended it early, None after a clean end."""
     watched = _Watched(app)
     host, port = settings.bind
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             watched,
             host=host,
@@ -41,6 +44,7 @@ def serve(app: ASGIApp, settings: Settings) -> Exception | None:
         )
     )
     watched.server = server
+    server.keeper = app.keeper
     # uvicorn raises the signal again once it has shut down: a clean end is not a death.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -56,6 +60,16 @@ def serve(app: ASGIApp, settings: Settings) -> Exception | None:
             f"cannot listen on {settings.listen}: is something else listening there?"
         )
     return watched.failure
+
+
+class _Server(uvicorn.Server):
+    """Hands over what waits for people before it waits for its connections to end."""
+
+    keeper: Keeper
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.keeper.hand_over()
+        await super().shutdown(sockets)
 
 
 class _Watched:

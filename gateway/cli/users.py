@@ -17,7 +17,8 @@ app = typer.Typer(no_args_is_help=True, help="People who sign in here, and their
 
 Who = Annotated[str, typer.Argument(metavar="USER", help="E-mail address or id (usr_…).")]
 Roles = Annotated[
-    list[str], typer.Option("--role", help="viewer, reviewer, auditor or admin; repeatable.")
+    list[str],
+    typer.Option("--role", help="viewer, reviewer, break_glass, auditor or admin; repeatable."),
 ]
 
 

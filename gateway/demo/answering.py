@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gateway.demo.exchange import begin
 from gateway.demo.job import Job
-from gateway.demo.retrieval import replay
+from gateway.demo.retrieval import replay, told
 from gateway.demo.run import events_of
 from gateway.demo.runner import cut_connection
 from gateway.demo.service import Service
@@ -33,6 +33,8 @@ async def create(service: Service, request: Request) -> Response:
         return await _lost(service, request, job)
     if job.body.get("background"):
         return await _background(service, job)
+    if job.body.get("stream") and job.quirk("goes-on"):
+        return StreamingResponse(_kept(service, request, job), headers=SSE)
     if job.body.get("stream"):
         return StreamingResponse(_streamed(service, request, job), headers=SSE)
     return await _plain(service, request, job)
@@ -101,6 +103,24 @@ async def _streamed(service: Service, request: Request, job: Job) -> AsyncIterat
             if "drop-stream" in job.faults and _is_cut(event):
                 await cut_connection(request.scope)
                 return
+    for piece in framing.end():
+        yield piece
+
+
+async def _kept(service: Service, request: Request, job: Job) -> AsyncIterator[bytes]:
+    """The same of one that goes on, and is kept, whatever becomes of the connection."""
+    if service.tasks is None:
+        raise ApiError(503, "This needs the app's lifespan to be running.")
+    stored = Stored(job.response, job.given.context, streamed=True)
+    service.memory.put(stored)
+    service.tasks.create_task(_work(service, stored, job))
+    framing = job.framing
+    async for event in told(stored):
+        for piece in framing.writes(event):
+            yield piece
+        if "drop-stream" in job.faults and _is_cut(event):
+            await cut_connection(request.scope)
+            return
     for piece in framing.end():
         yield piece
 

@@ -13,6 +13,16 @@ _LIVE = ("queued", "in_progress")
 
 async def replay(stored: Stored, after: int, framing: Framing) -> AsyncIterator[bytes]:
     """The events with a sequence number above `after`, from the log, then as they come."""
+    async for event in told(stored):
+        if event["sequence_number"] > after:
+            for piece in framing.writes(event):
+                yield piece
+    for piece in framing.end():
+        yield piece
+
+
+async def told(stored: Stored) -> AsyncIterator[JSON]:
+    """Every event, from the log, then as they come."""
     sent = 0
     while True:
         async with stored.changed:
@@ -21,13 +31,9 @@ async def replay(stored: Stored, after: int, framing: Framing) -> AsyncIterator[
             fresh, ended = stored.log[sent:], stored.ended
         sent += len(fresh)
         for event in fresh:
-            if event["sequence_number"] > after:
-                for piece in framing.writes(event):
-                    yield piece
+            yield event
         if ended and sent == len(stored.log):
-            break
-    for piece in framing.end():
-        yield piece
+            return
 
 
 async def cancelled(stored: Stored) -> JSON:

@@ -8,7 +8,7 @@ which server's to add.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -57,6 +57,20 @@ def enforce(
     if carried or findings.sent_approvals:
         body["input"] = _without_approvals(request.get("input"), findings)
     return Enforced(body, tuple(bindings), tuple(overridden), strict)
+
+
+def with_leave(body: Json, bindings: Sequence[Binding], tools: Mapping[str, Sequence[str]]) -> Json:
+    """The body with leave to call `tools`, by label, without asking; every other one is asked for.
+
+    By name alone: a filter on what servers say of their own tools would let them decide.
+    """
+    entries = list(body["tools"])
+    for binding in bindings:
+        if names := tools.get(binding.server_label):
+            approval = {"never": {"tool_names": sorted(names)}}
+            entry = {**entries[binding.tool_index], "require_approval": approval}
+            entries[binding.tool_index] = entry
+    return {**body, "tools": entries}
 
 
 def _registered(tool: McpTool, match: Match) -> ServerFacts:

@@ -10,28 +10,25 @@ Transitions (printed from `TRANSITIONS` into ARCHITECTURE.md by a test):
     forwarding --FrameSeen--> forwarding | holding | done | failed | cancelled
     forwarding --Rejected | Broken--> failed
     holding    --Decided-->   holding | forwarding
+    forwarding --Reopened-->  holding | forwarding
     forwarding | holding --Cancelled--> cancelled
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
-import orjson
-
-from gateway.exchange import resume
+from gateway.exchange import resume, saved
 from gateway.exchange.messages import (
     CLIENT_CALLS,
     TERMINAL,
     Answer,
     Around,
-    Binding,
     Broken,
     Call,
     Cancelled,
-    Carried,
     Command,
     Decided,
     Emit,
@@ -46,10 +43,13 @@ from gateway.exchange.messages import (
     Mismatch,
     Observed,
     Plan,
+    Ran,
     Rejected,
+    Reopened,
     Started,
 )
 from gateway.exchange.rehydration import around
+from gateway.exchange.reports import arguments_text, never_ran, outcome_of
 from gateway.exchange.stitching import Stitcher
 
 #: Where each state may go. An event that a state does not know is a programming error.
@@ -78,6 +78,8 @@ class Exchange:
         self.released: dict[str, Call] = {}  # approved and sent; observed ones are taken out
         self.running: dict[str, str] = {}  # begun executions: item id -> approval request id
         self.ended: dict[str, str] = {}  # how they ended, before the item itself says so
+        self.leave: dict[str, list[str]] = {}  # label -> tools the running round may just call
+        self.begun: dict[str, Call] = {}  # calls made on leave that have not ended
         self.seen: list[str] = []  # keys of the items already looked at
         self.client_calls: list[str] = []  # call ids that only the app can answer
         self.upstream_ids: list[str] = []
@@ -104,7 +106,7 @@ class Exchange:
                 return self._rejected(event)
             case Broken():
                 return self._broken(event)
-            case Decided():
+            case Decided() | Reopened():
                 return self._decided(event)
             case Cancelled():
                 return self._cancelled(event)
@@ -132,7 +134,9 @@ class Exchange:
             return [Hold((), awaited)]
         return [self._forward()]
 
-    def _decided(self, event: Decided) -> list[Command]:
+    def _decided(self, event: Decided | Reopened) -> list[Command]:
+        if isinstance(event, Reopened):
+            return self._reopened(event)
         self._must_be("holding")
         if self.answers.get(event.request_id, event.answer) is not None:
             # Unknown here, or decided before: the first decision stands.
@@ -141,6 +145,24 @@ class Exchange:
         if any(answer is None for answer in self.answers.values()):
             return []
         return [self._forward()]
+
+    def _reopened(self, event: Reopened) -> list[Command]:
+        """As before the last answer: a round that was made ready is taken apart again."""
+        self._must_be("forwarding")
+        begun = len(self.upstream_ids) > self.stitcher.round
+        if begun or not self.told or not self.told.keys() >= set(event.request_ids):
+            raise RuntimeError("only the answers of a round that was not sent can be taken back")
+        here = len(self.transcript) - len(self.told)
+        self.transcript, said = self.transcript[:here], self.transcript[here:]
+        self.calls, self.told, self.released = self.told, {}, {}
+        self.answers = {
+            item["approval_request_id"]: Answer(item["approve"], item.get("reason"))
+            for item in said
+        } | dict.fromkeys(event.request_ids)
+        self.stitcher.take_back_round()
+        self._enter("holding")
+        awaited = tuple(name for name, answer in self.answers.items() if answer is None)
+        return [Hold((), awaited)] if awaited else [self._forward()]
 
     def _forward(self) -> Forward:
         answers = {name: answer for name, answer in self.answers.items() if answer is not None}
@@ -153,12 +175,17 @@ class Exchange:
         self.transcript += [resume.answer_item(name, answer) for name, answer in answers.items()]
         self.told = self.calls
         self.released = {name: self.calls[name] for name in approved}
-        self.running, self.ended = {}, {}
+        self.running, self.ended, self.leave, self.begun = {}, {}, {}, {}
         self.calls, self.answers, self.client_calls = {}, {}, []
         self.stitcher.begin_round()
         self._enter("forwarding")
         denied = tuple(name for name in answers if name not in approved)
         return Forward(self.stitcher.round, body, self.plan.bindings, approved, denied, replay)
+
+    def give_leave(self, tools: Mapping[str, Sequence[str]]) -> None:
+        """The running round was sent with leave to call these tools, by label, without asking."""
+        self._must_be("forwarding")
+        self.leave = {label: list(names) for label, names in tools.items()}
 
     # --- a running round --------------------------------------------------------------------
 
@@ -169,12 +196,12 @@ class Exchange:
     def _understood(self, frame: FrameSeen) -> list[Command]:
         """What a frame leads to; one of another shape than Azure's ends the exchange."""
         self._must_be("forwarding")
-        released = dict(self.released)
+        released, begun = dict(self.released), dict(self.begun)
         try:
             return self._frame(frame)
         except _MALFORMED:
             # What this frame has told of released calls so far is lost with it.
-            self.released = released
+            self.released, self.begun = released, begun
             message = "Azure sent something that cannot be understood."
             return self._broken(Broken(message, sent=True))
 
@@ -199,7 +226,13 @@ class Exchange:
             if kind == "response.output_item.done":
                 return self._look_at(item, data.get("output_index"))
             if item.get("type") == "mcp_call":
-                self.running[str(item.get("id"))] = str(item.get("approval_request_id"))
+                begun = str(item.get("id"))
+                self.running[begun] = str(item.get("approval_request_id"))
+                if self._has_leave(item):
+                    self.running[begun], self.begun[begun] = begun, self._call(item)
+        elif kind == "response.mcp_call_arguments.done" and name in self.begun:
+            arguments = arguments_text(data.get("arguments"))
+            self.begun[name] = dataclasses.replace(self.begun[name], arguments=arguments)
         elif kind in _ENDED and name in self.running:
             self.ended[self.running[name]] = _ENDED[kind]
         return []
@@ -213,16 +246,25 @@ class Exchange:
         self.seen.append(key)
         self._note_client_call(item)
         if kind == "mcp_approval_request":
-            self.calls[name] = Call(
-                name,
-                str(item.get("server_label")),
-                str(item.get("name")),
-                arguments_text(item.get("arguments")),
-                self.stitcher.round,
-            )
+            self.calls[name] = self._call(item)
         if kind == "mcp_call":
             return self._executed(item)
         return self._listed(item) if kind == "mcp_list_tools" else []
+
+    def _call(self, item: Json) -> Call:
+        return Call(
+            str(item.get("id")),
+            str(item.get("server_label")),
+            str(item.get("name")),
+            arguments_text(item.get("arguments")),
+            self.stitcher.round,
+        )
+
+    def _has_leave(self, item: Json) -> bool:
+        """Whether this call was not asked for because it need not be."""
+        if item.get("approval_request_id") is not None or not isinstance(item.get("id"), str):
+            return False
+        return item.get("name") in self.leave.get(str(item.get("server_label")), ())
 
     def _note_client_call(self, item: Json) -> None:
         call_id = item.get("call_id")
@@ -241,12 +283,15 @@ class Exchange:
         label, tool = str(item.get("server_label")), str(item.get("name"))
         call = self.released.pop(str(request_id), None)
         self.executions += 1
+        if call is None and self._has_leave(item):
+            self.begun.pop(item["id"], None)
+            return [Ran(self._call(item), outcome_of(item))]
         if call is None:
             why = "executed without an approval" if request_id is None else "not released, or twice"
             return [Mismatch(None if request_id is None else str(request_id), label, tool, why)]
         asked = (call.server_label, call.tool, call.arguments)
         matches = asked == (label, tool, arguments_text(item.get("arguments")))
-        commands: list[Command] = [Observed(call.request_id, _outcome(item), matches)]
+        commands: list[Command] = [Observed(call.request_id, outcome_of(item), matches)]
         if not matches:
             commands.append(Mismatch(call.request_id, label, tool, "not the call approved"))
         return commands
@@ -274,7 +319,10 @@ class Exchange:
     def _settle(self, otherwise: str) -> list[Command]:
         """What is known of the released calls that no item has told us about."""
         released, self.released = self.released, {}
-        return [Observed(name, self.ended.get(name, otherwise)) for name in released]
+        begun, self.begun = self.begun, {}
+        # What began without being asked for was sent, whatever else was not.
+        ran = [Ran(call, self.ended.get(name, "unknown")) for name, call in begun.items()]
+        return [*(Observed(name, self.ended.get(name, otherwise)) for name in released), *ran]
 
     def _left_to_the_app(self) -> bool:
         """The app owes outputs of its own first, or wants to continue by itself."""
@@ -308,7 +356,7 @@ class Exchange:
 
     def _rejected(self, event: Rejected) -> list[Command]:
         self._must_be("forwarding")
-        commands = self._settle("not_sent" if _never_ran(event) else "unknown")
+        commands = self._settle("not_sent" if never_ran(event) else "unknown")
         fault = Fault(event.status, event.body, event.headers)
         return commands + self._failed(self._once_only(fault))
 
@@ -383,6 +431,8 @@ class Exchange:
             ],
             "told": [dataclasses.asdict(call) for call in self.told.values()],
             "released": list(self.released),
+            "leave": self.leave,
+            "begun": [dataclasses.asdict(call) for call in self.begun.values()],
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -390,18 +440,20 @@ class Exchange:
     def restore(cls, state: Mapping[str, Any]) -> Exchange:
         """The exchange as it was; raises ValueError for a snapshot of an unknown version."""
         if state.get("version") == 1:
-            state = _second_version(state)
+            state = saved.second_version(state)
         if state.get("version") != 2:
             raise ValueError(f"snapshot version {state.get('version')!r} is not known")
-        exchange = cls(_plan(state["plan"]))
+        exchange = cls(saved.plan(state["plan"]))
         exchange.state = state["state"]
         exchange.stitcher = Stitcher.restore(
             exchange.plan.asked, exchange.plan.show_approvals, state["stitcher"]
         )
         exchange.calls = {call["request_id"]: Call(**call) for call in state["calls"]}
-        exchange.answers = {name: _answer(answer) for name, answer in state["answers"]}
+        exchange.answers = {name: saved.answer(answer) for name, answer in state["answers"]}
         exchange.told = {call["request_id"]: Call(**call) for call in state["told"]}
         exchange.released = {name: exchange.told[name] for name in state["released"]}
+        exchange.leave = state.get("leave", {})
+        exchange.begun = {call["request_id"]: Call(**call) for call in state.get("begun", ())}
         for name in _PLAIN:
             setattr(exchange, name, state[name])
         return exchange
@@ -418,55 +470,6 @@ _MALFORMED = (TypeError, AttributeError, KeyError, IndexError, ValueError)
 #: Statuses below 500 after which clients send the same request again by themselves.
 _REPEATED = frozenset({408, 409, 429})
 _NO_RETRY = {"x-should-retry": "false"}
-#: Answers that Azure gives before it does anything.
-_BEFORE_ANYTHING = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429})
-
-
-def _never_ran(answer: Rejected) -> bool:
-    """Whether the error proves that no tool was called. Output of a tool can be filtered, and
-    a server error can come at any time; only a server too busy to begin says so.
-    """
-    if answer.status == 503:
-        return any(name.lower() in {"retry-after", "retry-after-ms"} for name in answer.headers)
-    error = answer.body.get("error")
-    filtered = isinstance(error, dict) and error.get("code") == "content_filter"
-    return answer.status in _BEFORE_ANYTHING and not filtered
-
-
-def _outcome(item: Json) -> str:
-    """What an `mcp_call` item says of its call; one that was cut short says nothing."""
-    status = item.get("status") or "completed"
-    if item.get("error") or status == "failed":
-        return "failed"
-    return "executed" if status == "completed" else "unknown"
-
-
-def arguments_text(arguments: Any) -> str:
-    """The arguments as one string: as Azure sent it, or compact JSON where it sent an object."""
-    return arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
-
-
-def _second_version(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The first version kept the app's own input in front, and only for stateless chains."""
-    own = resume.as_items(state["plan"]["body"].get("input"))
-    return {**state, "version": 2, "transcript": state["context"][len(own) :]}
-
-
-def _plan(state: Mapping[str, Any]) -> Plan:
-    return Plan(
-        **{
-            **state,
-            "bindings": tuple(Binding(**binding) for binding in state["bindings"]),
-            "carried": tuple(
-                Carried(Call(**carried["call"]), _answer(carried["answer"]))
-                for carried in state["carried"]
-            ),
-        }
-    )
-
-
-def _answer(state: Mapping[str, Any] | None) -> Answer | None:
-    return None if state is None else Answer(**state)
 
 
 def _error(message: str, code: str) -> Json:

@@ -159,13 +159,23 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
+class Reopened:
+    """Not a byte of the round was sent, and the answers to these calls do not stand any more.
+
+    Without any, the same round is to be sent after all.
+    """
+
+    request_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """Nobody wants the rest: cancelled by the app, or its connection is gone for good."""
 
     reason: str
 
 
-Event = Started | FrameSeen | Rejected | Broken | Decided | Cancelled
+Event = Started | FrameSeen | Rejected | Broken | Decided | Reopened | Cancelled
 
 # --- commands -------------------------------------------------------------------------------
 
@@ -193,6 +203,17 @@ class Observed:
     request_id: str
     outcome: str
     matches: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What became of a call for which the round gave leave beforehand, so that nobody was asked.
+
+    The call has the id of its item for a request id.
+    """
+
+    call: Call
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,4 +287,4 @@ class Finished:
 
 
 Turn = Forward | Hold | Finished
-Command = Emit | Listed | Observed | Mismatch | Forward | Hold | Finished
+Command = Emit | Listed | Observed | Ran | Mismatch | Forward | Hold | Finished

@@ -55,6 +55,10 @@ class Stitcher:
         self.round += 1
         self.indexes, self.early = {}, []
 
+    def take_back_round(self) -> None:
+        """The round that began was never sent."""
+        self.round -= 1
+
     def passes(self, event: str | None) -> bool:
         """Whether a frame of this name may go on byte for byte; counts it if so.
 

@@ -18,6 +18,12 @@ class Permission(StrEnum):
 
     READ_REQUESTS = "requests.read"
     REVIEW_REQUESTS = "requests.review"
+    CLOSE_ALARMS = "alarms.close"
+    BEGIN_PAUSES = "pauses.begin"
+    END_PAUSES = "pauses.end"
+    BREAK_GLASS = "requests.break_glass"
+    END_GRANTS = "grants.end"
+    DELEGATE = "delegations.write"
     READ_EXCHANGES = "exchanges.read"
     READ_SERVERS = "servers.read"
     WRITE_SERVERS = "servers.write"
@@ -37,6 +43,12 @@ SENTENCES: Mapping[Permission, str] = MappingProxyType(
     {
         Permission.READ_REQUESTS: "See approval requests with the exact arguments of each call.",
         Permission.REVIEW_REQUESTS: "Approve or deny approval requests.",
+        Permission.CLOSE_ALARMS: "Close alarms that one has not caused, with a note.",
+        Permission.BEGIN_PAUSES: "Stop releasing calls: all of them, an app's or a server's.",
+        Permission.END_PAUSES: "End a pause, so that calls are released again.",
+        Permission.BREAK_GLASS: "Approve one request alone in an emergency.",
+        Permission.END_GRANTS: "End remembered approvals.",
+        Permission.DELEGATE: "Say who stands in for oneself, from when to when.",
         Permission.READ_EXCHANGES: "See what each app asked, round by round, and what came of it.",
         Permission.READ_SERVERS: "See registered servers and their tool definitions.",
         Permission.WRITE_SERVERS: "Register, change, test and remove servers; accept definitions.",
@@ -82,7 +94,19 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "reviewer": Role(
             "reviewer",
             "Decides approval requests, and sees what a viewer sees.",
-            _VIEWER | {Permission.REVIEW_REQUESTS},
+            _VIEWER
+            | {
+                Permission.REVIEW_REQUESTS,
+                Permission.CLOSE_ALARMS,
+                Permission.BEGIN_PAUSES,
+                Permission.END_GRANTS,
+                Permission.DELEGATE,
+            },
+        ),
+        "break_glass": Role(
+            "break_glass",
+            "May approve one request alone in an emergency, which raises an alarm.",
+            _VIEWER | {Permission.BREAK_GLASS},
         ),
         "auditor": Role(
             "auditor",
@@ -92,7 +116,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "admin": Role(
             "admin",
             "Configures servers, apps, policies and users; needs the reviewer role to decide.",
-            frozenset(Permission) - {Permission.REVIEW_REQUESTS},
+            frozenset(Permission) - {Permission.REVIEW_REQUESTS, Permission.BREAK_GLASS},
         ),
     }
 )

@@ -7,6 +7,7 @@ what is approved and sent; the value read here only feeds conditions and risk si
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Any
 _MAX_DEPTH = 32
 _SAFE_INTEGER = 2**53
 _SAFE_DIGITS = 17
+_HALF = re.compile("[\ud800-\udfff]")
+#: A whole text, also one without an end, or one bracket.
+_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{\]}]', re.DOTALL)
 _PROTOTYPE_KEYS = frozenset({"__proto__", "constructor", "prototype"})
 
 
@@ -124,26 +128,19 @@ def _float(text: str, found: set[Hazard]) -> float:
 
 def _is_broken(text: str) -> bool:
     # NUL ends a string for some readers; lone surrogates cannot be written as UTF-8.
-    return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
+    return "\0" in text or _HALF.search(text) is not None
 
 
 def _deeper_than(raw: str, limit: int) -> bool:
-    depth, quoted, escaped = 0, False, False
-    for character in raw:
-        if quoted:
-            quoted, escaped = _in_string(character, escaped)
-        elif character == '"':
-            quoted = True
-        elif character in "[{":
+    if raw.count("[") + raw.count("{") <= limit:
+        return False
+    depth = 0
+    for token in _BRACKETS.finditer(raw):
+        character = token[0][0]
+        if character in "[{":
             depth += 1
             if depth > limit:
                 return True
         elif character in "]}":
             depth -= 1
     return False
-
-
-def _in_string(character: str, escaped: bool) -> tuple[bool, bool]:
-    if escaped:
-        return True, False
-    return character != '"', character == "\\"

@@ -1,9 +1,10 @@
 """Conditions of rules in CEL: compiled when a policy is parsed, evaluated on one call.
 
 Owns the variables that a condition sees and the limits of an evaluation. A compiled condition is
-immutable and may be used from any thread. An evaluation makes no I/O and stays under about half
-a second at the very limits below (10,000 iterations, 64 KiB of arguments), tens of microseconds
-as a rule; it holds no lock, so a busy event loop may run it in a thread.
+immutable and may be used from any thread. An evaluation makes no I/O and takes microseconds as a
+rule, but the library holds the interpreter's lock throughout, and what is spent in one iteration
+has no limit. `Condition.light` says of which conditions the cost is known beforehand; others are
+for a process of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from cel_expr_python import cel
@@ -23,7 +25,25 @@ MAX_SOURCE = 4096
 _MAX_ARGUMENTS = 65536
 _MAX_LIST = 1000
 _MAX_VALUES = 10_000
+#: What costs no more than reading each of its operands once.
+_LIGHT = frozenset(
+    {"contains", "double", "duration", "endsWith", "has", "int", "size", "startsWith", "timestamp"}
+    | {"getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours"}
+    | {"getMinutes", "getMonth", "getSeconds", "uint"}
+)
+_CALLED = re.compile(r"([A-Za-z_]\w*)\s*\(")
 _POSITION = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
+#: The library's own names of operators: `_==_`, `@in`.
+_OPERATOR = re.compile(r"'(?:_|@)([^'\w]{1,2}|in)_?'")
+#: How the library's sentences go on here.
+_HINTS = {
+    "undeclared reference": "; there are args, call, app, server, now and the functions of CEL",
+    "found no matching overload": "; compare and combine what is of one type",
+    "Syntax error: mismatched input '<EOF>'": "; the condition ends too early",
+    "Syntax error: token recognition error at: '= '": "; write == to compare",
+    "Syntax error: mismatched input 'and'": "; write && for and",
+    "Syntax error: mismatched input 'or'": "; write || for or",
+}
 #: What makes the value of `args` a matter of opinion: no condition is decided on it.
 _UNREADABLE = {
     Hazard.NOT_JSON: "the arguments are not JSON",
@@ -36,17 +56,18 @@ _UNREADABLE = {
 
 
 @dataclass(frozen=True, slots=True)
-class ConditionError(Exception):
-    """A condition that does not compile; line and column count from 1 within the condition."""
+class Flaw:
+    """One thing wrong with a condition; `at` is line and column from 1 within it, where known."""
 
     message: str
-    line: int | None = None
-    column: int | None = None
+    at: tuple[int, int] | None = None
 
-    def __str__(self) -> str:
-        if self.line is None:
-            return self.message
-        return f"line {self.line}, column {self.column}: {self.message}"
+
+@dataclass(frozen=True, slots=True)
+class ConditionError(Exception):
+    """A condition that does not compile, and everything that is wrong with it."""
+
+    flaws: tuple[Flaw, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +81,7 @@ class CannotEvaluate:
 class Bindings:
     """What the conditions of one ruling see. `args` is absent when it must not be relied on."""
 
-    variables: Mapping[str, Any]
+    activation: Any
     args_problem: str | None
 
 
@@ -71,10 +92,18 @@ class Condition:
     source: str
     program: Any = field(repr=False, compare=False)
 
+    @property
+    def light(self) -> bool:
+        """Whether it reads what it names and builds nothing: no loops, patterns or sums.
+
+        Decided on the text alone; what stands in quotes may make it look heavier, never lighter.
+        """
+        return "+" not in self.source and _LIGHT.issuperset(_CALLED.findall(self.source))
+
     def evaluate(self, bindings: Bindings) -> bool | CannotEvaluate:
         """Whether it holds; a missing member, a wrong type or a spent budget is neither."""
         try:
-            value = self.program.eval(data=bindings.variables)
+            value = self.program.eval(activation=bindings.activation)
         except Exception:
             # The library raises plain RuntimeErrors for spent budgets and unreadable text.
             return CannotEvaluate(bindings.args_problem or "it took too many steps")
@@ -87,16 +116,16 @@ class Condition:
 def compile_condition(source: str) -> Condition:
     """Compile and type-check `source`; raises `ConditionError`."""
     if len(source) > MAX_SOURCE:
-        raise ConditionError(f"a condition may have at most {MAX_SOURCE} characters")
+        raise _error(f"a condition may have at most {MAX_SOURCE} characters")
     if "\0" in source or not _is_utf8(source):
-        raise ConditionError("a condition may not contain NUL or half characters")
+        raise _error("a condition may not contain NUL or half characters")
     try:
         program = _environment().compile(source)
     except RuntimeError as error:
         raise _located(str(error)) from None
     kind = program.return_type()
     if kind not in (cel.Type.BOOL, cel.Type.DYN):
-        raise ConditionError(f"a condition must be true or false, this one is {kind.name()}")
+        raise _error(f"a condition must be true or false, this one is {kind.name()}")
     return Condition(source, program)
 
 
@@ -118,14 +147,16 @@ def bind(
     problem = _problem(arguments, size)
     if problem is None:
         variables["args"] = arguments.value
-    return Bindings(variables, problem)
+    return Bindings(_environment().Activation(variables), problem)
 
 
 def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+@cache
 def _environment() -> Any:
+    # One for all: to make one takes longer than to compile a condition.
     kinds = cel.Type
     return cel.NewEnv(
         variables={
@@ -138,14 +169,36 @@ def _environment() -> Any:
     )
 
 
+def _error(message: str) -> ConditionError:
+    return ConditionError((Flaw(message),))
+
+
 def _located(message: str) -> ConditionError:
-    found = _POSITION.search(message)
-    if found is None:
-        return ConditionError(message.removesuffix(" [INVALID_ARGUMENT]").strip())
-    line, column, what = found.groups()
+    found = [
+        Flaw(_hinted(what), (int(line), int(column)))
+        for line, column, what in _POSITION.findall(message)
+        if int(line) > 0
+    ]
+    if not found and "recursion" in message:
+        return _error("a condition may not be nested so deeply; take it apart into several rules")
+    if not found:
+        return _error(message.removesuffix(" [INVALID_ARGUMENT]").strip())
+    found.sort(key=lambda flaw: flaw.at or (0, 0))
+    # After the first error of syntax the rest is guesswork.
+    wrong = [flaw for flaw in found if flaw.message.startswith("Syntax error")]
+    return ConditionError(tuple(wrong[:1] or found))
+
+
+def _hinted(what: str) -> str:
     # The list of every token that could have stood there helps nobody.
-    what = what.partition(" expecting {")[0]
-    return ConditionError(what.removesuffix(" (in container '')"), int(line), int(column))
+    what = what.partition(" expecting ")[0].removesuffix(" (in container '')").strip()
+    what = (
+        what.removesuffix(" [INVALID_ARGUMENT]")
+        .replace("'_", "'")
+        .replace("_'", "'")
+        .replace("'@", "'")
+    )
+    return next((what + hint for begins, hint in _HINTS.items() if what.startswith(begins)), what)
 
 
 def _problem(arguments: Arguments, size: int) -> str | None:

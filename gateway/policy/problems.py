@@ -18,6 +18,8 @@ class Problem:
     message: str
     #: For a member that does not exist: the ones that do. `message` is not used then.
     known: tuple[str, ...] = ()
+    #: Line and column, from 1, within the text that stands there.
+    within: tuple[int, int] | None = None
 
     def at(self, root: str) -> str:
         """The place in words: `policies[0].match.tool`."""
@@ -28,6 +30,9 @@ class Problem:
         if self.known:
             inside = place(root, self.path[:-1])
             return f"unknown member {self.path[-1]!r} in {inside}; known: {', '.join(self.known)}"
+        if self.within:
+            line, column = self.within
+            return f"{self.at(root)}: line {line}, column {column}: {self.message}"
         return f"{self.at(root)}: {self.message}"
 
 

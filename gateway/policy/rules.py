@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from gateway.errors import Refused
 from gateway.policy.conditions import Condition, ConditionError, compile_condition
 from gateway.policy.durations import format_duration, parse_duration
+from gateway.policy.names import Names, compile_names
 from gateway.policy.problems import Path, Problem, kind_of
 
 MAX_RULES = 1000
@@ -32,9 +33,11 @@ _HOLD_ONLY = (
     "require_reason",
     "undo_seconds",
     "on_expiry",
+    "escalate",
 )
 _MEMBERS = ("name", "match", "when", "effect", *_HOLD_ONLY)
 _MATCH_MEMBERS = ("app", "server", "tool")
+_ESCALATE_MEMBERS = ("after", "to")
 
 
 class Effect(StrEnum):
@@ -52,10 +55,26 @@ class Match:
     apps: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
+    #: The same, compiled: apps, servers, tools.
+    names: tuple[Names, Names, Names] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Compile the patterns, once for all calls."""
+        compiled = tuple(compile_names(globs) for globs in (self.apps, self.servers, self.tools))
+        object.__setattr__(self, "names", compiled)
 
     def covers(self, app: str, server: str, tool: str) -> bool:
         """Whether all three names fit. Names are compared exactly, case included."""
-        return _fits(self.apps, app) and _fits(self.servers, server) and _fits(self.tools, tool)
+        apps, servers, tools = self.names
+        return tool in tools and server in servers and app in apps
+
+
+@dataclass(frozen=True, slots=True)
+class Escalation:
+    """Whom to ask as well, once a request has waited for so long."""
+
+    after: timedelta
+    to: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +92,12 @@ class Rule:
     always_ask: bool = False
     require_reason: bool = False
     undo_seconds: int = 0
+    escalate: Escalation | None = None
+
+    @property
+    def all_groups(self) -> frozenset[str]:
+        """Every reviewer group that the rule names, at once or later."""
+        return frozenset((*self.groups, *(self.escalate.to if self.escalate else ())))
 
     def document(self) -> dict[str, Any]:
         """The rule as plain data, without what is at its default: what is stored and digested."""
@@ -97,6 +122,7 @@ class Rule:
             "always_ask": self.always_ask,
             "require_reason": self.require_reason,
             "undo_seconds": self.undo_seconds,
+            "escalate": _escalation(self.escalate),
         }
         return {name: value for name, value in members.items() if value}
 
@@ -110,6 +136,37 @@ class Policy:
     def documents(self) -> list[dict[str, Any]]:
         """The rules as plain data; `parse` gives the same policy back."""
         return [rule.document() for rule in self.rules]
+
+    def candidates(self, app: str, server: str, tool: str) -> tuple[Rule, ...]:
+        """The rules that may speak of a call by its names, in no particular order."""
+        return self._recent(app, server, tool)
+
+    @cached_property
+    def _recent(self) -> Callable[[str, str, str], tuple[Rule, ...]]:
+        # Names repeat from call to call, and a policy never changes.
+        return lru_cache(maxsize=512)(self._candidates)
+
+    def _candidates(self, app: str, server: str, tool: str) -> tuple[Rule, ...]:
+        by_tool, by_server, others = self._index
+        found = (*by_tool.get(tool, ()), *by_server.get(server, ()), *others)
+        return tuple(rule for rule in found if rule.match.covers(app, server, tool))
+
+    @cached_property
+    def _index(self) -> tuple[dict[str, list[Rule]], dict[str, list[Rule]], list[Rule]]:
+        # Each rule stands where fewest calls come by: under its tools, else under its servers.
+        by_tool: dict[str, list[Rule]] = {}
+        by_server: dict[str, list[Rule]] = {}
+        others: list[Rule] = []
+        for rule in self.rules:
+            _, servers, tools = rule.match.names
+            for names, index in ((tools, by_tool), (servers, by_server)):
+                if names.listed:
+                    for name in names.exact:
+                        index.setdefault(name, []).append(rule)
+                    break
+            else:
+                others.append(rule)
+        return by_tool, by_server, others
 
     @cached_property
     def digest(self) -> str:
@@ -191,11 +248,13 @@ class _Reader:
                 return text
             case None:
                 self.report((), "needs a name")
-            case _:
+            case given:
+                # YAML reads a bare `no` or `7` as something else than text.
+                quotes = "" if isinstance(given, str) else "; put it in quotes"
                 self.report(
                     ("name",),
                     "must be 1 to 80 letters, digits, dots, dashes or underscores, "
-                    "beginning with a letter or digit",
+                    f"beginning with a letter or digit{quotes}",
                 )
         return ""
 
@@ -217,6 +276,19 @@ class _Reader:
             if member in document:
                 text = f"has a meaning only with effect: hold, not with {effect}; remove it"
                 self.report((member,), text)
+
+    def escalate(self, below: Path, value: Any) -> Escalation | None:
+        if not isinstance(value, Mapping):
+            self.report(below, f"must be a mapping of after and to, not {kind_of(value)}")
+            return None
+        self.only_known(value, _ESCALATE_MEMBERS, below)
+        for member in _ESCALATE_MEMBERS:
+            if value.get(member) is None:
+                self.report(below, f"needs {member}, such as {{after: 15m, to: [managers]}}")
+                return None
+        after = self.duration((*below, "after"), value["after"])
+        to = self.texts((*below, "to"), value["to"])
+        return Escalation(after, tuple(dict.fromkeys(to))) if after and to else None
 
     def match(self, below: Path, value: Any) -> Match:
         if not isinstance(value, Mapping):
@@ -251,12 +323,14 @@ class _Reader:
 
     def when(self, below: Path, value: Any) -> Condition | None:
         if not isinstance(value, str) or not value.strip():
-            self.report(below, f"must be a CEL condition in quotes, not {_or_empty(value)}")
+            shown = _or_empty(value.strip() if isinstance(value, str) else value)
+            self.report(below, f"must be a CEL condition in quotes, not {shown}")
             return None
         try:
             return compile_condition(value)
         except ConditionError as error:
-            self.report(below, str(error))
+            path = (*self.path, *below)
+            self.problems.extend(Problem(path, f.message, within=f.at) for f in error.flaws)
             return None
 
     def quorum(self, below: Path, value: Any) -> int:
@@ -304,28 +378,15 @@ _READERS: dict[str, Callable[[_Reader, Path, Any], Any]] = {
     "require_reason": _Reader.flag,
     "undo_seconds": _Reader.undo_seconds,
     "on_expiry": _on_expiry,
+    "escalate": _Reader.escalate,
 }
+
+
+def _escalation(escalate: Escalation | None) -> dict[str, Any] | None:
+    if escalate is None:
+        return None
+    return {"after": format_duration(escalate.after), "to": list(escalate.to)}
 
 
 def _or_empty(value: Any) -> str:
     return "an empty one" if value in ("", [], ()) else kind_of(value)
-
-
-def _fits(globs: tuple[str, ...], name: str) -> bool:
-    return not globs or any(_fits_one(glob, name) for glob in globs)
-
-
-def _fits_one(glob: str, name: str) -> bool:
-    first, *rest = glob.split("*")
-    if not rest:
-        return name == glob
-    *middle, last = rest
-    if not name.startswith(first):
-        return False
-    position = len(first)
-    for part in middle:
-        position = name.find(part, position)
-        if position < 0:
-            return False
-        position += len(part)
-    return len(name) - position >= len(last) and name.endswith(last)

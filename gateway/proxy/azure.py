@@ -76,7 +76,19 @@ class Wire:
         return {"headers": dict(self.headers), "query": dict(self.query)}
 
 
-Heard: TypeAlias = Callable[[dict[str, str]], None]
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who looks on while a round is sent: `heard` is told the headers of the answer that an app may
+    see; `may` is asked, just before the bytes leave, whether they may; `stopped` whether what
+    Azure did not begin may not be sent again now.
+    """
+
+    heard: Callable[[dict[str, str]], None] = lambda _: None
+    may: Callable[[], bool] = lambda: True
+    stopped: Callable[[], bool] = lambda: False
+
+
+_NOBODY = Watch()
 #: JSON, or a file with what belongs to it.
 Body: TypeAlias = bytes | Form
 
@@ -197,12 +209,9 @@ class Azure:
     # --- a round ----------------------------------------------------------------------------
 
     async def round(
-        self, turn: Forward, wire: Wire, heard: Heard | None = None
+        self, turn: Forward, wire: Wire, watch: Watch = _NOBODY
     ) -> AsyncGenerator[Event, None]:
-        """Send one round; its frames, or `Rejected`, or `Broken` as the last event.
-
-        `heard` is told the headers of the answer that an app may see.
-        """
+        """Send one round; its frames, or `Rejected`, or `Broken` as the last event."""
         try:
             document, scrubber = await self._with_credentials(turn.body, turn.bindings)
             raw = dump(document)
@@ -213,7 +222,7 @@ class Azure:
         attempt, replay = 0, True
         while True:
             async with contextlib.aclosing(
-                self._attempt(raw, wire, scrubber, heard, once=answers)
+                self._attempt(raw, wire, scrubber, watch, once=answers)
             ) as events:
                 first = await anext(events, None)
                 pause = _pause(first, attempt, resumes=answers)
@@ -228,6 +237,9 @@ class Azure:
                         yield event
                     return
             await asyncio.sleep(pause)
+            if first is not None and watch.stopped():
+                yield first
+                return
             attempt += 1
 
     async def follow(
@@ -255,14 +267,17 @@ class Azure:
                 return
 
     async def _attempt(
-        self, raw: bytes, wire: Wire, scrubber: Scrubber, heard: Heard | None, *, once: bool
+        self, raw: bytes, wire: Wire, scrubber: Scrubber, watch: Watch, *, once: bool
     ) -> AsyncGenerator[Event, None]:
         answered = False
+        if not watch.may():
+            message = "The gateway was held up, and did not send this."
+            yield Broken(message, sent=False, code="unavailable", status=503)
+            return
         try:
             async with await self.send("POST", "responses", wire, raw, once=once) as response:
                 answered = True
-                if heard is not None:
-                    heard(passed_on(response))
+                watch.heard(passed_on(response))
                 async for event in self._events(response, wire, scrubber):
                     yield event
         except aiohttp.ClientConnectorError:

@@ -24,6 +24,19 @@ _PATIENT_PYTHON = re.compile(r"^(Async)?(Azure)?(OpenAI)/Python ")
 #: Clients whose stream helpers break on a typed keepalive event.
 _FRAGILE = re.compile(r"OpenAI/JS 6\.4[0-9]|OpenAI/Java|openai-php", re.IGNORECASE)
 _TRICKLE = 15.0
+#: The answer is to be had by asking again, maybe of another replica.
+MOVED = Fault(
+    503,
+    {
+        "error": {
+            "message": "Another gateway goes on with this request. Send it again.",
+            "type": "server_error",
+            "param": None,
+            "code": "exchange_moved",
+        }
+    },
+    {"x-should-retry": "true", "retry-after-ms": "500"},
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,7 @@ async def stream(call: Call, live: Live, heartbeat: float, *, after: int = -1) -
                 return
             if not await wake.wait(heartbeat) and call.started:
                 await call.write(HEARTBEAT)
+    await _come_again(call, live)
 
 
 async def _end_stream(call: Call, live: Live, finished: Finished) -> None:
@@ -158,6 +172,8 @@ async def plain(call: Call, live: Live, patience: Patience) -> None:
                 await call.write(b"\n")  # decided, but the answer takes its time
         if not wake.gone and live.finished is not None:
             await _finished(call, live, live.finished)
+            return
+    await _come_again(call, live)
 
 
 async def _postpone(call: Call, live: Live) -> None:
@@ -197,8 +213,18 @@ async def background(call: Call, live: Live) -> None:
             await wake.wait(None)
     if live.finished is not None and live.finished.response is None:
         await _finished(call, live, live.finished)
-    elif not wake.gone:
-        await _object(call, live, live.interim())
+    elif wake.gone:
+        await _come_again(call, live)
+    else:
+        await _object(call, live, live.finished.response if live.finished else live.interim())
+
+
+async def _come_again(call: Call, live: Live) -> None:
+    """Another replica goes on with it: whoever asks again finds it there."""
+    if live.lost and not call.started:
+        await _fault(call, live, MOVED)
+    elif live.lost:
+        call.cut()
 
 
 async def _finished(call: Call, live: Live, finished: Finished) -> None:
@@ -253,9 +279,15 @@ async def _object(call: Call, live: Live, response: Json | None) -> None:
 class _Wake:
     """Set when the exchange moved, or the app's connection went away."""
 
-    def __init__(self, event: asyncio.Event) -> None:
+    def __init__(self, event: asyncio.Event, live: Live) -> None:
         self.event = event
-        self.gone = False
+        self.cut = False
+        self._live = live
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is nobody to tell anything, or nothing that is ours to tell."""
+        return self.cut or self._live.lost
 
     async def wait(self, seconds: float | None) -> bool:
         """False when `seconds` went by without anything new."""
@@ -270,11 +302,11 @@ class _Wake:
 @contextlib.asynccontextmanager
 async def _watched(call: Call, live: Live) -> AsyncIterator[_Wake]:
     with live.reading() as event:
-        wake = _Wake(event)
+        wake = _Wake(event, live)
 
         async def watch() -> None:
             await call.disconnected()
-            wake.gone = True
+            wake.cut = True
             event.set()
 
         try:

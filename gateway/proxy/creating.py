@@ -16,8 +16,9 @@ from datetime import timedelta
 import orjson
 
 from gateway.approvals import exchanges, items, reading
-from gateway.approvals.exchanges import Opening
-from gateway.errors import Refused
+from gateway.approvals.exchanges import Alike, Opening
+from gateway.approvals.replicas import Sought
+from gateway.errors import NotAllowed, Refused
 from gateway.exchange.document import parse
 from gateway.exchange.enforcement import Enforced, enforce
 from gateway.exchange.inspection import Findings, inspect
@@ -26,9 +27,11 @@ from gateway.exchange.messages import Around, Bypass, Carried, Json, Plan
 from gateway.exchange.rehydration import rehydrate, unanswered
 from gateway.exchange.resume import as_items
 from gateway.proxy import clients, ownership
+from gateway.proxy.assignment import Assignment, Tools, saved_document
 from gateway.proxy.azure import Wire
 from gateway.proxy.clients import Limits
-from gateway.proxy.driver import Assignment, Driver, Tools, saved_document
+from gateway.proxy.driver import Driver
+from gateway.proxy.elsewhere import Elsewhere
 from gateway.proxy.http import Call
 from gateway.proxy.live import Hub, Live
 from gateway.proxy.passing import Passing
@@ -44,7 +47,7 @@ class _Chain:
     """What a request goes on from: the id that Azure knows the end of the chain by, the calls
     that were left open there, and what is hidden around the items that the app sends again.
     `young`: Azure may not see the end of the chain yet. `watched`: what servers said may be in
-    it, and a credential of theirs among that.
+    it, and a credential of theirs among that. `thread` is that of the exchange it goes on from.
     """
 
     parent_id: str | None = None
@@ -52,6 +55,7 @@ class _Chain:
     around: Mapping[str, Around] = field(default_factory=dict)
     young: bool = False
     watched: bool = False
+    thread: str | None = None
 
 
 _NO_CHAIN = _Chain()
@@ -77,6 +81,7 @@ class Creation:
     tools: Tools
     passing: Passing
     hub: Hub
+    elsewhere: Elsewhere
     limits: Limits
     heartbeat: float
     max_rounds: int
@@ -137,7 +142,9 @@ class Creation:
             left = await reading.left_open(context.db, context.envelope, parent.exchange_id)
         young = parent.made_at is not None and self.tools.clock() - parent.made_at < _YOUNG
         watched = watched or parent.exchange_id is not None or findings.conversation is not None
-        return _Chain(parent.last_id, tuple(left), young=young, watched=watched)
+        return _Chain(
+            parent.last_id, tuple(left), young=young, watched=watched, thread=parent.thread
+        )
 
     async def _sent_chain(self, app: AppView, findings: Findings, asked: Json) -> _Chain:
         """The app sends all items itself: what they hide is put back, what is open is asked."""
@@ -180,13 +187,33 @@ class Creation:
         async with self.hub.opening(app.id, key or digest):
             if key is not None:
                 key = hashlib.sha256(key.encode("latin-1")).hexdigest()
-                twin = self.hub.keyed(app.id, key, digest)
-            else:
-                twin = self.hub.twin(app.id, digest, is_retry=is_retry)
-            return twin or await self._open(request, plan, _opening(request, digest, key))
+            sought = Sought(app.id, digest, key, is_retry)
+            try:
+                return await self._twin(sought, plan) or await self._open(request, plan, sought)
+            except Alike:  # another replica was a moment faster
+                return await self._twin(sought, plan) or await self._open(request, plan, sought)
 
-    async def _open(self, request: _Request, plan: Plan, opening: Opening) -> Live:
+    def _refuse_paused(self, plan: Plan, app: AppView) -> None:
+        """What goes on already goes on; nothing new that may call a server begins."""
+        pause = self.tools.directory.view.app_paused(app.name)
+        if pause is not None and (plan.bindings or plan.carried):
+            raise NotAllowed(
+                "Requests with MCP tools are paused for this app; whoever runs the gateway can "
+                "say why and for how long.",
+                code="app_paused",
+            )
+
+    async def _twin(self, sought: Sought, plan: Plan) -> Live | None:
+        if sought.key is not None:
+            twin = self.hub.keyed(sought.app_id, sought.key, sought.body_digest)
+        else:
+            twin = self.hub.twin(sought.app_id, sought.body_digest, is_retry=sought.is_retry)
+        return twin or await self.elsewhere.twin(sought, plan)
+
+    async def _open(self, request: _Request, plan: Plan, sought: Sought) -> Live:
+        self._refuse_paused(plan, request.app)
         tools, exchange = self.tools, Exchange(plan)
+        opening = _opening(request, sought, tools.lease.id)
         assignment = Assignment(
             request.wire,
             request.enforced.strict_tools,
@@ -200,7 +227,7 @@ class Creation:
         kept = await exchanges.open_exchange(tools.context, opening, saved, now=tools.clock())
         live = Live(kept, exchange)
         driver = Driver(tools, live, assignment, approvals)
-        live.cancel = driver.cancel
+        live.cancel, live.noticed = driver.cancel, self.hub.notice
         self.hub.start(live, driver.run)
         return live
 
@@ -241,7 +268,7 @@ def _continued(body: Json, chain: _Chain) -> Json:
     return body
 
 
-def _opening(request: _Request, digest: str, key: str | None) -> Opening:
+def _opening(request: _Request, sought: Sought, owner: str) -> Opening:
     asked, app, enforced = request.asked, request.app, request.enforced
     user = asked.get("safety_identifier") or asked.get("user")
     return Opening(
@@ -254,8 +281,10 @@ def _opening(request: _Request, digest: str, key: str | None) -> Opening:
         stored=asked.get("store") is not False,
         servers=tuple(binding.server_label[:100] for binding in enforced.bindings),
         overridden=enforced.overridden,
-        body_digest=digest,
-        idempotency=key,
+        body_digest=sought.body_digest,
+        idempotency=sought.key,
         conversation=request.findings.conversation,
         auth=app.auth,
+        thread=request.findings.conversation or request.chain.thread,
+        owner=owner,
     )

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import assert_never
 
-from gateway.approvals import decisions, exchanges, holding, reading, release
-from gateway.approvals.decisions import Approvals
+from gateway.approvals import decisions, exchanges, holding, reading, release, replicas
 from gateway.approvals.exchanges import Ending
-from gateway.approvals.kept import Kept
+from gateway.approvals.kept import Kept, Superseded, claimed
+from gateway.approvals.release import Fell, Sending
+from gateway.approvals.standing import Fallen, Waits
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import (
@@ -33,77 +34,18 @@ from gateway.exchange.messages import (
     Forward,
     Hold,
     Json,
-    Listed,
-    Mismatch,
-    Observed,
-    ServerFacts,
+    Reopened,
     Started,
     Turn,
 )
-from gateway.proxy.azure import Azure, Wire
+from gateway.proxy.assignment import Assignment, Tools, saved_document
+from gateway.proxy.azure import Watch
 from gateway.proxy.live import Live
-from gateway.registry import tools as tool_definitions
-from gateway.registry.directory import Directory
-from gateway.telemetry import Clock, holds_open, log
+from gateway.proxy.reports import Reports
+from gateway.telemetry import holds_open, log
 
-
-@dataclass(frozen=True)
-class Tools:
-    """What every driver of this process works with."""
-
-    context: Approvals
-    azure: Azure
-    directory: Directory
-    clock: Clock
-    approval_expires: timedelta
-    grace: timedelta
-    keepalive: timedelta
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What one driver needs beside the machine; saved with a waiting exchange.
-
-    `strict` maps a server label to the tools the app itself wants asked for (None: all).
-    `keepalive`: whether typed keepalive events may be sent while holding.
-    """
-
-    wire: Wire
-    strict: Mapping[str, frozenset[str] | None]
-    keepalive: bool
-
-    def document(self) -> Json:
-        """Plain JSON."""
-        strict = {label: None if names is None else sorted(names) for label, names in
-                  self.strict.items()}  # fmt: skip
-        return {"wire": self.wire.document(), "strict": strict, "keepalive": self.keepalive}
-
-    @classmethod
-    def restore(cls, document: Json) -> Assignment:
-        """What `document` wrote."""
-        return cls(
-            Wire(document["wire"]["headers"], document["wire"]["query"]),
-            {
-                label: None if names is None else frozenset(names)
-                for label, names in document["strict"].items()
-            },
-            document["keepalive"],
-        )
-
-
-def saved_document(
-    exchange: Exchange,
-    assignment: Assignment,
-    approvals: Mapping[str, str],
-    frames: list[str] | None = None,
-) -> Json:
-    """An exchange as it is kept, for this process or the next one to go on with."""
-    return {
-        "machine": exchange.snapshot(),
-        "forward": assignment.document(),
-        "approvals": dict(approvals),
-        "frames": frames,
-    }
+_LATER = 5.0  # seconds until an end that could not be recorded is tried again
+_GLANCE = 1.0  # seconds between looks at whether a pause is over
 
 
 class Driver:
@@ -122,12 +64,12 @@ class Driver:
         self._kept: Kept = live.kept
         self._exchange: Exchange = live.exchange
         self._assignment = assignment
-        self._approvals = dict(approvals or {})
+        self._reports = Reports(tools, live, approvals or {})
         self._named = len(self._exchange.upstream_ids)
         self._cancel: str | None = None
         self._sign_of_life = 0.0  # when the app last got one while it waits
         self._last: list[Emit] = []  # the frames of the end
-        self._sending: set[str] = set()  # marked as being sent, not observed yet
+        self._term = 0  # of the lease under which the running round is sent
         self._following: str | None = None  # the round that was sent before this process began
 
     def cancel(self, reason: str) -> None:
@@ -140,7 +82,10 @@ class Driver:
 
     async def resume(self) -> None:
         """Go on with an exchange that was saved while it waited."""
-        await self._run([Hold((), tuple(self._exchange.answers))])
+        if self._exchange.state == "forwarding":  # for the end of a pause, all of it decided
+            await self._run(self._exchange.receive(Reopened()))
+        else:
+            await self._run([Hold((), tuple(self._exchange.answers))])
 
     async def follow(self, response_id: str) -> None:
         """Go on with a first round that runs at Azure in the background, from its first frame."""
@@ -159,9 +104,16 @@ class Driver:
                     case _:
                         assert_never(turn)
             await self._finish(turn)
+        except Superseded:
+            self._step_aside()
         except Exception as error:
             log.exception("exchange.failed", exchange=self._kept.id)
             await self._give_up(error)
+
+    def _step_aside(self) -> None:
+        """Another replica has it: everything about it is the other's to do."""
+        log.info("exchange.handed_over", exchange=self._kept.id)
+        self._live.lose()
 
     # --- commands ---------------------------------------------------------------------------
 
@@ -196,157 +148,196 @@ class Driver:
                         self._last.append(command)
                     else:
                         self._live.emit(command)
-                case Listed():
-                    await self._listed(command)
-                case Observed():
-                    await self._observed(command)
-                case Mismatch():
-                    await self._mismatch(command)
                 case Forward() | Hold() | Finished():
                     return command
                 case _:
-                    assert_never(command)
+                    await self._reports.take(command)
         return None
-
-    async def _listed(self, listed: Listed) -> None:
-        server = self._servers().get(listed.server_label)
-        if server is not None:
-            await tool_definitions.observe(
-                self._context.ledger, server.id, listed.tools, now=self._tools.clock()
-            )
-
-    async def _observed(self, observed: Observed) -> None:
-        approval_id = self._approvals.get(observed.request_id)
-        if approval_id is not None and approval_id in self._sending:
-            await self._observe(approval_id, observed)
-
-    async def _observe(self, approval_id: str, observed: Observed) -> None:
-        now = self._tools.clock()
-        await release.observe(self._context, self._kept, approval_id, observed, now=now)
-        self._sending.discard(approval_id)
-
-    async def _mismatch(self, mismatch: Mismatch) -> None:
-        log.error("execution.mismatch", exchange=self._kept.id, why=mismatch.why)
-        approval_id = self._approvals.get(mismatch.request_id or "")
-        await release.alarm(
-            self._context, self._kept, mismatch, approval_id, now=self._tools.clock()
-        )
-
-    def _servers(self) -> dict[str, ServerFacts]:
-        view = self._tools.directory.view
-        return {
-            binding.server_label: view.servers[binding.server_id].facts()
-            for binding in self._exchange.plan.bindings
-            if binding.server_id in view.servers
-        }
 
     # --- turns ------------------------------------------------------------------------------
 
     async def _forward(self, turn: Forward) -> Turn:
+        self._term = await self._tools.lease.renewed()
         try:
-            await self._claim(turn)
+            turn = await self._reports.leave.give(turn, self._reports.servers(), self._rules())
+            instead = await self._claim(turn)
         except GatepassError as error:
+            if self._exchange.state != "forwarding":
+                raise
             broken = Broken(error.message, sent=False, code=error.code, status=error.status)
             return await self._carry_out(self._exchange.receive(broken))
+        if instead is not None:
+            return instead
         azure, wire = self._tools.azure, self._assignment.wire
         following, self._following = self._following, None
-        heard = self._live.hear
+        may = partial(self._tools.lease.holds, self._term)
+        watch = Watch(self._live.hear, may, self._stopped)
         source = (
-            azure.follow(following, turn, wire) if following else azure.round(turn, wire, heard)
+            azure.follow(following, turn, wire) if following else azure.round(turn, wire, watch)
         )
         async with contextlib.aclosing(source) as events:
             async for event in events:
-                # Azure just closes the stream of a response that is cancelled.
-                ended = isinstance(event, Broken) and self._cancel is not None
-                next_turn = await self._feed(Cancelled(self._cancel or "") if ended else event)
+                next_turn = await self._feed(await self._understood(event))
                 if next_turn is not None:
                     return next_turn
         broken = Broken("Azure's answer ended without an end.", sent=True)
         return await self._carry_out(self._exchange.receive(broken))
 
-    async def _claim(self, turn: Forward) -> None:
-        """Mark what is about to be sent. A first round without answers needs no mark."""
-        released = [self._approvals[name] for name in turn.releases]
-        denied = [self._approvals[name] for name in turn.denials]
+    async def _understood(self, event: Event) -> Event:
+        """Azure just closes the stream of a response that is cancelled."""
+        if isinstance(event, Broken) and (reason := await self._withdrawn()) is not None:
+            return Cancelled(reason)
+        return event
+
+    def _rules(self) -> holding.Rules:
+        view = self._tools.directory.view
+        return holding.Rules(
+            view.policy,
+            view.policy_digest,
+            self._assignment.strict,
+            self._tools.approval_expires,
+            view.shadow,
+            view.pauses,
+        )
+
+    def _stopped(self) -> bool:
+        """Whether a pause has begun for a call of the running round."""
+        view, servers = self._tools.directory.view, self._reports.servers()
+        labels = [servers[call.server_label].label for call in self._exchange.released.values()
+                  if call.server_label in servers]  # fmt: skip
+        return any(view.paused(self._kept.app_name, label) for label in labels)
+
+    async def _claim(self, turn: Forward) -> Turn | None:
+        """Mark what is about to be sent; else what comes instead. A first round without answers
+        needs no mark.
+        """
+        released = [self._reports.approvals[name] for name in turn.releases]
+        denied = [self._reports.approvals[name] for name in turn.denials]
         if not released and not denied:
-            return
+            return None
         if self._kept.state == "forwarding":
             await self._save()
-        fence = self._kept.fence
+        sending = Sending(released, denied)
+        while isinstance(claim := await self._begin(sending), Waits):
+            if (reason := await self._sit_out(claim)) is not None:
+                return await self._carry_out(self._exchange.receive(Cancelled(reason)))
+        if isinstance(claim, Fell):
+            return await self._ask_anew(claim.fallen)
+        self._live.receipt = claim.receipt
+        return None
+
+    async def _begin(self, sending: Sending) -> release.Claim:
+        # Before the claim: what is claimed under a lease that lapses must not be sent any more.
+        self._term = await self._tools.lease.renewed()
+        now, directory = self._tools.clock(), self._tools.directory
+        begin, fence = release.begin_sending, self._kept.fence
         try:
-            self._live.receipt = await release.begin_sending(
-                self._context, self._kept, released, denied, now=self._tools.clock()
-            )
+            return await begin(self._context, self._kept, sending, directory, now=now)
         finally:
             # Marked, even where the signed head did not follow: somebody must say what became.
             if self._kept.fence > fence:
-                self._sending = set(released)
+                self._reports.sending = set(sending.released)
+
+    async def _sit_out(self, waits: Waits) -> str | None:
+        """Until the pause or the time is over; why nobody wants it any more, if so."""
+        tools = self._tools
+        with self._held():
+            while waits.pause in tools.directory.view.pauses and tools.clock() < waits.until:
+                await self._still_ours()
+                if (reason := await self._unwanted(told=True)) is not None:
+                    return reason
+                await self._pause([], most=_GLANCE)
+        return None
+
+    async def _ask_anew(self, fallen: Sequence[Fallen]) -> Turn:
+        """Nothing was sent; what does not stand any more is ruled on under what is in force now."""
+        theirs = {ours: name for name, ours in self._reports.approvals.items()}
+        named = {theirs[item.approval_id]: item for item in fallen}
+        await self._carry_out_some(self._exchange.receive(Reopened(tuple(named))))
+        calls = tuple(self._exchange.calls[name] for name in named)
+        turn = await self._take(await self._open(calls, fallen=named))
+        return turn or Hold((), tuple(named))
 
     async def _hold(self, turn: Hold) -> Turn:
         next_turn: Turn | None = None
         if turn.open:
-            opened = await self._open(turn.open)
-            for item in opened:
-                if item.answer is not None:
-                    next_turn = await self._feed(Decided(item.call.request_id, item.answer))
+            next_turn = await self._take(await self._open(turn.open))
         elif self._kept.state == "forwarding":
             await self._save()
         if next_turn is not None:
             return next_turn
+        with self._held():
+            return await self._wait()
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """While nothing but people can bring it forward."""
         holds_open.inc()
         self._sign_of_life = asyncio.get_running_loop().time()
         self._live.hold(self._sign_of_life)
         try:
-            return await self._wait()
+            yield
         finally:
             self._live.hold(None)
             holds_open.dec()
 
-    async def _open(self, calls: tuple[Call, ...], *, waits: bool = True) -> list[holding.Opened]:
-        view = self._tools.directory.view
-        opened, self._approvals = await holding.open_hold(
+    async def _take(self, opened: Sequence[holding.Opened]) -> Turn | None:
+        """Tell the machine what policy has settled at once."""
+        turn: Turn | None = None
+        for item in opened:
+            if item.answer is not None:
+                turn = await self._feed(Decided(item.call.request_id, item.answer))
+        return turn
+
+    async def _open(
+        self,
+        calls: tuple[Call, ...],
+        *,
+        waits: bool = True,
+        fallen: Mapping[str, Fallen] | None = None,
+    ) -> list[holding.Opened]:
+        opened, self._reports.approvals = await holding.open_hold(
             self._context,
             holding.Round(
                 self._kept,
                 calls,
-                self._servers(),
-                self._approvals,
+                self._reports.servers(),
+                self._reports.approvals,
                 self._document() if waits else None,
+                fallen or {},
             ),
-            holding.Rules(
-                view.policy,
-                view.policy_digest,
-                self._assignment.strict,
-                self._tools.approval_expires,
-            ),
+            self._rules(),
             now=self._tools.clock(),
         )
         return opened
 
     def _document(self, *coming: Emit) -> Json:
         frames = self._live.log(*coming)
-        return saved_document(self._exchange, self._assignment, self._approvals, frames)
+        return saved_document(self._exchange, self._assignment, self._reports.approvals, frames)
 
     async def _save(self, *coming: Emit) -> None:
         """Keep the exchange as it waits, with the frames that are about to be shown."""
         async with self._context.ledger.transaction() as tx:
             document = self._document(*coming)
-            await exchanges.save(tx, self._context.envelope, self._kept, document, self._approvals)
+            await exchanges.save(
+                tx, self._context.envelope, self._kept, document, self._reports.approvals
+            )
         self._kept.state = "holding"
 
     async def _wait(self) -> Turn:
         """Until every awaited call is decided, or nobody wants the answer any more."""
-        request_ids = {ours: theirs for theirs, ours in self._approvals.items()}
+        request_ids = {ours: theirs for theirs, ours in self._reports.approvals.items()}
         while True:
             waiting = [
-                self._approvals[name]
+                self._reports.approvals[name]
                 for name, answer in self._exchange.answers.items()
                 if answer is None
             ]
             given = await reading.answers(self._context.db, self._context.envelope, waiting)
-            if (reason := self._unwanted()) is not None:
+            await self._still_ours()
+            if (reason := await self._unwanted(told=bool(given))) is not None:
                 # Before the answers: a call that was withdrawn reads as denied.
-                await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+                await self._cancel_requests()
                 return await self._carry_out(self._exchange.receive(Cancelled(reason)))
             for approval_id, answer in given.items():
                 turn = await self._feed(Decided(request_ids[approval_id], answer))
@@ -355,7 +346,7 @@ class Driver:
             if not given:
                 await self._pause([name for name in waiting if name not in given])
 
-    async def _pause(self, approval_ids: list[str]) -> None:
+    async def _pause(self, approval_ids: list[str], most: float = math.inf) -> None:
         """Until something was decided, a sign of life is due, or nobody came back in time."""
         loop = asyncio.get_running_loop()
         pause = self._tools.keepalive.total_seconds()
@@ -363,7 +354,7 @@ class Driver:
         left = grace - (self._live.abandoned(loop.time()) or 0)
         due = self._sign_of_life + pause - loop.time()
         ids = [*approval_ids, self._kept.id]
-        await self._context.wakeups.wait(ids, max(0.01, min(left, due)))
+        await self._context.wakeups.wait(ids, max(0.01, min(left, due, most)))
         if loop.time() >= self._sign_of_life + pause:
             self._sign_of_life = loop.time()
             await self._keep_alive()
@@ -378,11 +369,28 @@ class Driver:
             await self._save(frame)
         self._live.emit(frame)
 
-    def _unwanted(self) -> str | None:
+    async def _still_ours(self) -> None:
+        """Stop waiting where another replica has it, or is to have it."""
+        if self._tools.lease.leaving:
+            await replicas.let_go(self._context.db, self._kept)
+            await self._context.wakeups.notify([self._kept.id])
+        if self._tools.lease.leaving or self._live.lost:
+            raise claimed(self._kept)
+
+    async def _unwanted(self, *, told: bool) -> str | None:
+        """Why it is to be given up. `told`: something was decided, maybe by a withdrawal."""
         gone = self._live.abandoned(asyncio.get_running_loop().time())
         if gone is not None and gone >= self._tools.grace.total_seconds():
             return "The app's connection was gone for too long."
-        return self._cancel
+        return await self._withdrawn() if told else self._cancel
+
+    async def _withdrawn(self) -> str | None:
+        """Why the app wants no more of it, wherever it has said so."""
+        return self._cancel or await replicas.withdrawn(self._context.db, self._kept.id)
+
+    async def _cancel_requests(self) -> None:
+        now = self._tools.clock()
+        await decisions.cancel(self._context, self._kept.id, kept=self._kept, now=now)
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -391,7 +399,7 @@ class Driver:
             await self._open(finished.left_open, waits=False)
             if finished.outcome != "completed":
                 # Nobody is asked about calls of a round that failed; Azure will be told no.
-                await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+                await self._cancel_requests()
         await self._conclude(finished)
 
     async def _conclude(self, finished: Finished) -> None:
@@ -405,10 +413,12 @@ class Driver:
             str(code) if code else None,
             finished.around,
             self._live.log(*self._last),
-            # What the app does not want kept is kept only if it was told to come back for it.
+            # What the app does not want kept is kept only if it has to come back for it.
             self._kept.stored or self._live.detached,
+            self._live.listeners > 0,
         )
         await exchanges.finish(self._context, self._kept, ending, now=self._tools.clock())
+        await self._context.wakeups.notify([self._kept.id])
         for frame in self._last:
             self._live.emit(frame)
         self._live.finish(finished)
@@ -416,7 +426,7 @@ class Driver:
     async def _give_up(self, error: Exception) -> None:
         """Something of ours failed: tell the app, and record as much as can be recorded.
 
-        What cannot be recorded now, the next process finds as it was left.
+        What cannot be recorded now is recorded later; the next process finds it as it was left.
         """
         known = isinstance(error, GatepassError)
         body = {
@@ -434,12 +444,32 @@ class Driver:
             response = frames[-1][1]["response"]
         finished = Finished("failed", response, fault)
         try:
-            for approval_id in tuple(self._sending):
-                await self._observe(approval_id, Observed(approval_id, "unknown"))
-            await decisions.cancel(self._context, self._kept.id, now=self._tools.clock())
+            await self._settle()
             await self._conclude(finished)
+        except Superseded:
+            self._step_aside()
         except Exception:
             log.exception("exchange.end_not_recorded", exchange=self._kept.id)
             for frame in self._last:
                 self._live.emit(frame)
+            self._last = []
             self._live.finish(finished)
+            await self._conclude_later(finished)
+
+    async def _settle(self) -> None:
+        """What was sent, or asked, for an exchange that cannot go on."""
+        await self._reports.unknown()
+        await self._cancel_requests()
+
+    async def _conclude_later(self, finished: Finished) -> None:
+        """The app has been told the end; it is recorded as soon as that can be done."""
+        while self._kept.state in replicas.OPEN:
+            await asyncio.sleep(_LATER)
+            try:
+                await self._settle()
+                await self._conclude(finished)
+            except Superseded:
+                return
+            except Exception as error:
+                why = type(error).__name__
+                log.warning("exchange.end_not_recorded", exchange=self._kept.id, error=why)

@@ -18,9 +18,11 @@ from gateway.exchange.messages import Bypass, Json, Rejected
 _JSON = re.compile(
     r"\s*application/json\s*(;(?!\s*charset)[^;]*|;\s*charset\s*=\s*\"?utf-8\"?\s*)*", re.IGNORECASE
 )
-#: In a scope's state: what the connection found wrong, and the target of the request as it came.
+#: In a scope's state: what the connection found wrong, the target of the request as it came, and
+#: what breaks the connection off.
 FAULT = "gatepass.fault"
 TARGET = "gatepass.target"
+CUT = "gatepass.cut"
 #: What may stand in a header that goes out again: more is written by some and dropped by others.
 _PLAIN = re.compile(rb"[ -~]*")
 _LONGEST_LENGTH = 18  # digits of a Content-Length: a number that every parser can hold
@@ -155,6 +157,11 @@ class Call:
         """The last of the body."""
         await self._send({"type": "http.response.body", "body": part, "more_body": False})
 
+    def cut(self) -> None:
+        """Break the answer off, so that nobody takes what was sent of it for the whole."""
+        if (cut := self._state.get(CUT)) is not None:
+            cut()
+
     async def answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """A whole JSON answer."""
         await self.start(
@@ -175,7 +182,7 @@ class Call:
         """
         if self.started:
             return
-        headers = {"x-should-retry": "false"} if error.status in {409, 502, 503} else {}
+        headers = {"x-should-retry": "false"} if error.status in {403, 409, 502, 503} else {}
         if last or error.status in {408, 413}:
             headers["connection"] = "close"
         await self.answer(error.status, orjson.dumps(error_body(error)), headers)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
 from weakref import WeakValueDictionary
 
 import orjson
@@ -22,7 +23,7 @@ from gateway.exchange.sse import render
 from gateway.telemetry import log
 
 #: How often, and after how many seconds each time, it is looked whether a connection is gone.
-_GLANCES, _GLANCE = 5, 0.04
+GLANCES, GLANCE = 5, 0.04
 #: How long a finished exchange can still be joined by a late retry, in seconds.
 LINGER = 120.0
 
@@ -42,6 +43,10 @@ class Live:
         self.detached = kept.background
         self.joinable = not kept.background
         self.cancel: Callable[[str], None] | None = None
+        self.lost = False  # another replica drives it from now on
+        self.noticed: Callable[[Live], None] | None = None  # that somebody listens, or nobody
+        self.wanted = False  # of one that runs elsewhere: it is to be brought here
+        self.left = False  # whether the other replicas know that nobody listens
         self._attached = 0
         self._left_at: float | None = None
         self._waiting: set[asyncio.Event] = set()
@@ -58,8 +63,8 @@ class Live:
         self.headers = headers
 
     def log(self, *coming: Emit) -> list[str] | None:
-        """The frames so far and those to come next, to be kept; None unless they are kept."""
-        if not self.kept.logged:
+        """The frames so far and those to come next, to be kept; None unless it is a stream."""
+        if not self.kept.streamed:
             return None
         return [frame.decode() for frame in (*self.frames, *map(_rendered, coming))]
 
@@ -72,6 +77,17 @@ class Live:
         """The exchange is over."""
         self.finished = finished
         self.held_since = None
+        self.wake()
+
+    def lose(self) -> None:
+        """Another replica has it: whoever reads along is to come again."""
+        self.lost = True
+        self.wake()
+
+    def restore(self, kept: Kept, exchange: Exchange, frames: list[str]) -> None:
+        """Be what is kept of it: the frames that were read already stand at the same places."""
+        self.kept, self.exchange = kept, exchange
+        self.frames[:] = [frame.encode() for frame in frames]
         self.wake()
 
     def wake(self) -> None:
@@ -93,6 +109,7 @@ class Live:
         event = asyncio.Event()
         self._waiting.add(event)
         self._attached += 1
+        self._notice()
         try:
             yield event
         finally:
@@ -100,6 +117,11 @@ class Live:
             self._attached -= 1
             if not self._attached:
                 self._left_at = asyncio.get_running_loop().time()
+                self._notice()
+
+    def _notice(self) -> None:
+        if self.noticed is not None and self.finished is None and not self.lost:
+            self.noticed(self)
 
     @property
     def listeners(self) -> int:
@@ -113,8 +135,8 @@ class Live:
         return fault is not None and fault.headers.get("x-should-retry") != "false"
 
     async def wait_for_end(self, changed: asyncio.Event) -> None:
-        """Until it is finished. `changed` comes from `reading`."""
-        while self.finished is None:
+        """Until it is finished, or another replica has it. `changed` comes from `reading`."""
+        while self.finished is None and not self.lost:
             changed.clear()
             await changed.wait()
 
@@ -132,15 +154,19 @@ class Hub:
 
     def __init__(self) -> None:
         self._live: dict[str, Live] = {}
+        self._followed: WeakValueDictionary[str, Live] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._group: asyncio.TaskGroup | None = None
         self.ready = asyncio.Event()
+        #: Exchanges that somebody has begun, or ceased, to listen to; None: nobody wants to know.
+        self.noticed: dict[str, Live] | None = None
+        self.stirred = asyncio.Event()
 
     @property
     def open(self) -> int:
         """How many exchanges are not finished."""
-        return sum(live.finished is None for live in self._live.values())
+        return len(self.driven())
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Be the home of drivers until `stopping`; then they are cancelled where they wait.
@@ -156,30 +182,61 @@ class Hub:
                 task.cancel()
 
     def start(self, live: Live, drive: Callable[[], Awaitable[None]]) -> None:
-        """Run the driver of a new exchange."""
-        if self._group is None:
-            raise RuntimeError("the hub is not running")
+        """Run the driver of an exchange."""
         self._live[live.kept.id] = live
 
         async def run() -> None:
             try:
-                await drive()
-            except Exception as error:  # the group must outlive any one exchange
-                log.exception("exchange.driver_failed", exchange=live.kept.id)
-                live.finish(_broken(error))
+                await self._carefully(live, drive)
             finally:
-                asyncio.get_running_loop().call_later(LINGER, self._forget, live.kept.id)
+                pause = 0 if live.lost else LINGER
+                asyncio.get_running_loop().call_later(pause, self._forget, live)
 
-        task = self._group.create_task(run(), name=live.kept.id)
+        self._spawn(live, run())
+
+    def follow(self, live: Live, watch: Callable[[], Awaitable[None]]) -> None:
+        """Run what tells the clients here of an exchange that another replica drives."""
+        self._followed[live.kept.id] = live
+        self._spawn(live, self._carefully(live, watch))
+
+    async def _carefully(self, live: Live, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as error:  # the group must outlive any one exchange
+            log.exception("exchange.driver_failed", exchange=live.kept.id)
+            live.finish(_broken(error))
+
+    def _spawn(self, live: Live, work: Coroutine[Any, Any, None]) -> None:
+        if self._group is None:
+            work.close()
+            raise RuntimeError("the hub is not running")
+        task = self._group.create_task(work, name=live.kept.id)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _forget(self, exchange_id: str) -> None:
-        self._live.pop(exchange_id, None)
+    def _forget(self, live: Live) -> None:
+        if self._live.get(live.kept.id) is live:
+            del self._live[live.kept.id]
 
     def get(self, exchange_id: str) -> Live | None:
         """The live exchange of that id, if it runs here."""
-        return self._live.get(exchange_id)
+        live = self._live.get(exchange_id)
+        return None if live is None or live.lost else live
+
+    def notice(self, live: Live) -> None:
+        """Somebody has begun, or ceased, to listen to an exchange that runs here."""
+        if self.noticed is not None:
+            self.noticed[live.kept.id] = live
+            self.stirred.set()
+
+    def followed(self, exchange_id: str) -> Live | None:
+        """The exchange of that id, if it runs elsewhere and somebody here wants to know."""
+        live = self._followed.get(exchange_id)
+        return None if live is None or live.lost or live.finished is not None else live
+
+    def driven(self) -> list[Live]:
+        """Those that are not finished."""
+        return [live for live in self._live.values() if live.finished is None and not live.lost]
 
     def opening(self, app_id: str, body_digest: str) -> asyncio.Lock:
         """Held while such an exchange is looked for and, if there is none, opened."""
@@ -190,7 +247,7 @@ class Hub:
 
         A client that cuts its connection and asks again at once is here before its end is.
         """
-        for _ in range(_GLANCES):
+        for _ in range(GLANCES):
             lock = self._opening.get((app_id, body_digest))
             attended = any(
                 live.finished is None and live.joinable and live.listeners
@@ -199,7 +256,7 @@ class Hub:
             )
             if not attended and (lock is None or not lock.locked()):
                 return
-            await asyncio.sleep(_GLANCE)
+            await asyncio.sleep(GLANCE)
 
     def twin(self, app_id: str, body_digest: str, *, is_retry: bool) -> Live | None:
         """The exchange that an identical request joins.
@@ -209,7 +266,7 @@ class Hub:
         before it began is not joined but tried again.
         """
         for live in reversed(self._live.values()):
-            if (live.kept.app_id, live.kept.body_digest) != (app_id, body_digest):
+            if live.lost or (live.kept.app_id, live.kept.body_digest) != (app_id, body_digest):
                 continue
             waits = live.finished is None and live.listeners == 0 and live.joinable
             if is_retry or waits:
@@ -221,7 +278,7 @@ class Hub:
         another request.
         """
         for live in reversed(self._live.values()):
-            if (live.kept.app_id, live.kept.idempotency) != (app_id, key):
+            if live.lost or (live.kept.app_id, live.kept.idempotency) != (app_id, key):
                 continue
             if live.kept.body_digest != body_digest:
                 raise Refused(

@@ -33,12 +33,13 @@ _OPEN = ("forwarding", "holding", "sending")
 @dataclass(frozen=True, slots=True)
 class Parent:
     """What a request continues: `last_id` is the id that Azure knows the chain's end by, None
-    for a conversation. `made_at` is when its own id was.
+    for a conversation. `made_at` is when its own id was. `thread` is that of its exchange.
     """
 
     exchange_id: str | None
     last_id: str | None = None
     made_at: datetime | None = None
+    thread: str | None = None
 
 
 async def parent(session: AsyncSession, app_id: str, response_id: str) -> Parent:
@@ -66,7 +67,8 @@ async def parent(session: AsyncSession, app_id: str, response_id: str) -> Parent
             param="previous_response_id",
         )
     newest = last.first() or row
-    return Parent(row.exchange_id, newest.response_id, newest.created_at)
+    thread = exchange.thread or exchange.id
+    return Parent(row.exchange_id, newest.response_id, newest.created_at, thread)
 
 
 async def app_id_of(session: AsyncSession, response_id: str) -> str:

@@ -1,4 +1,4 @@
-"""What a new process does with the exchanges that the one before left open.
+"""What becomes of exchanges whose gateway is gone: this process takes them up, or ends them.
 
 Held ones go on waiting, here. One in its first round in the background runs on at Azure and is
 followed there. One that was being sent may have been carried out: its calls are `unknown`, and
@@ -12,12 +12,13 @@ from functools import partial
 
 from sqlmodel import select
 
-from gateway.approvals import exchanges, release
+from gateway.approvals import exchanges, release, replicas
 from gateway.approvals.exchanges import Ending, Saved
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Emit, Observed
-from gateway.proxy.driver import Assignment, Driver, Tools
+from gateway.proxy.assignment import Assignment, Tools
+from gateway.proxy.driver import Driver
 from gateway.proxy.live import Hub, Live
 from gateway.store.tables import ApprovalRequest
 from gateway.telemetry import log
@@ -25,19 +26,37 @@ from gateway.telemetry import log
 
 @dataclass(frozen=True)
 class Recovery:
-    """Runs once, before the process is ready."""
+    """Takes exchanges up: before the process is ready, and whenever one has become free."""
 
     tools: Tools
     hub: Hub
 
     async def run(self) -> None:
-        """Take up every unfinished exchange; one that cannot be read must not stop the others."""
+        """Take up whatever nobody drives; one that cannot be read must not stop the others."""
+        for exchange_id, fence in await replicas.free(self.tools.context.db, self.tools.lease):
+            await self.take(exchange_id, fence)
+
+    async def take(self, exchange_id: str, fence: int) -> bool:
+        """Have an exchange from here on, as it was seen; false when somebody was first."""
         context = self.tools.context
-        for exchange_id in await exchanges.unfinished(context.db):
-            try:
-                await self._take_up(await exchanges.load(context.db, context.envelope, exchange_id))
-            except (GatepassError, ValueError) as error:
-                log.error("exchange.not_recovered", exchange=exchange_id, error=str(error))
+        if not await replicas.take(context.db, self.tools.lease, exchange_id, fence):
+            return False
+        log.info("exchange.taken", exchange=exchange_id)
+        try:
+            saved = await exchanges.load(context.db, context.envelope, exchange_id)
+        except (GatepassError, ValueError) as error:
+            log.error("exchange.not_recovered", exchange=exchange_id, error=str(error))
+            return True
+        try:
+            await self._take_up(saved)
+        except (GatepassError, ValueError) as error:
+            log.error("exchange.not_recovered", exchange=exchange_id, error=str(error))
+        except Exception:
+            # The database, most likely: whoever reaches it next may try.
+            await replicas.let_go(context.db, saved.kept)
+            raise
+        await context.wakeups.notify([exchange_id])
+        return True
 
     async def _take_up(self, saved: Saved) -> None:
         if saved.kept.state == "holding":
@@ -58,13 +77,18 @@ class Recovery:
 
     def _go_on(self, saved: Saved, running: str | None = None) -> None:
         """Have it driven on; `running` is the round that runs at Azure."""
-        live = Live(saved.kept, Exchange.restore(saved.document["machine"]))
-        live.frames = [frame.encode() for frame in saved.document.get("frames") or []]
-        # Its connection went with the old process: people may decide until the deadline.
-        live.detached = True
+        exchange = Exchange.restore(saved.document["machine"])
+        # Clients may be here before it is.
+        live = self.hub.followed(saved.kept.id) or Live(saved.kept, exchange)
+        live.restore(saved.kept, exchange, saved.document.get("frames") or [])
+        # Its connection went with the old owner: people may decide until the deadline.
+        live.detached = live.left = True
+        live.noticed = self.hub.notice
         assignment = Assignment.restore(saved.document["forward"])
         driver = Driver(self.tools, live, assignment, saved.document["approvals"])
         live.cancel = driver.cancel
+        if saved.withdrawn is not None:
+            driver.cancel(saved.withdrawn)
         self.hub.start(live, partial(driver.follow, running) if running else driver.resume)
 
     async def _unknown(self, saved: Saved) -> None:

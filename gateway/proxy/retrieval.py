@@ -17,15 +17,16 @@ import orjson
 from sqlalchemy import delete, update
 from sqlmodel import col, select
 
-from gateway.approvals import decisions, exchanges, items
+from gateway.approvals import decisions, exchanges, items, replicas
 from gateway.approvals.decisions import Approvals
 from gateway.errors import Refused
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Json
 from gateway.proxy import clients, listings, ownership
 from gateway.proxy.azure import Azure, Declined, Wire
+from gateway.proxy.elsewhere import Elsewhere
 from gateway.proxy.http import Call
-from gateway.proxy.live import Hub, Live
+from gateway.proxy.live import Hub
 from gateway.proxy.surface import Target
 from gateway.registry.directory import AppView
 from gateway.store.tables import Exchange as ExchangeRow
@@ -35,6 +36,8 @@ from gateway.telemetry import Clock
 #: How an answer of Azure reads to the app.
 Shows = Callable[[Json], Awaitable[Json]]
 _POSITION = re.compile(r"-1|[0-9]{1,9}")
+_WITHDRAWN = "The app cancelled the response."
+_PAUSE = 1.0  # between two looks whether a cancelled one has ended
 _INCLUDE = frozenset({"include", "include[]"})
 
 
@@ -45,6 +48,7 @@ class Retrieval:
     context: Approvals
     azure: Azure
     hub: Hub
+    elsewhere: Elsewhere
     clock: Clock
     heartbeat: float
 
@@ -115,7 +119,13 @@ class Retrieval:
             await clients.stream(call, live, self.heartbeat, after=int(after))
             return
         database, envelope = self.context.db, self.context.envelope
-        frames = await exchanges.log(database, envelope, row.exchange_id)
+        exchange = await self._exchange(row)
+        logged = exchange.background and exchange.streamed
+        if logged and exchange.state in replicas.OPEN:
+            live = await self.elsewhere.follow(row.exchange_id, joins=False)
+            await clients.stream(call, live, self.heartbeat, after=int(after))
+            return
+        frames = await exchanges.log(database, envelope, row.exchange_id) if logged else None
         if frames is None:
             raise Refused(
                 "Only a response that was created with 'background' and 'stream' can be streamed "
@@ -162,9 +172,7 @@ class Retrieval:
             path = f"responses/{response_id}/cancel"
             await self._pass(call, "POST", path, wire, self._own(row))
             return
-        async with self.context.db.reading() as session:
-            exchange = await session.get_one(ExchangeRow, row.exchange_id)
-        if not exchange.background:
+        if not (await self._exchange(row)).background:
             raise Refused(
                 "Only background responses can be cancelled; to cancel another one, close its "
                 "connection.",
@@ -177,25 +185,27 @@ class Retrieval:
     async def _cancel_open(self, row: ResponseId, app: AppView, wire: Wire) -> None:
         """Withdraw what is held. Whatever was decided before is decided: exactly one wins."""
         live = self.hub.get(row.exchange_id)
-        runs = live is not None and live.finished is None
-        if live is not None and runs and live.cancel is not None:
+        if live is not None and live.cancel is not None and live.finished is None:
             # First: a driver that is woken by the withdrawal must know why.
-            live.cancel("The app cancelled the response.")
+            live.cancel(_WITHDRAWN)
+        await replicas.withdraw(self.context.db, row.exchange_id, _WITHDRAWN)
         await decisions.cancel(self.context, row.exchange_id, actor=app.actor, now=self.clock())
-        if live is not None and runs:
-            await self._cancel_round(live, wire)
-            await self.context.wakeups.notify([row.exchange_id])
-            with live.reading() as changed:
-                await live.wait_for_end(changed)
+        exchange = await self._exchange(row)
+        if exchange.state not in replicas.OPEN:
+            return
+        if exchange.background and exchange.state != "holding":
+            await self._cancel_round(row.exchange_id, wire)
+        await self.context.wakeups.notify([row.exchange_id])
+        while (await self._exchange(row)).state in replicas.OPEN:
+            await self.context.wakeups.wait([row.exchange_id], _PAUSE)
 
-    async def _cancel_round(self, live: Live, wire: Wire) -> None:
+    async def _cancel_round(self, exchange_id: str, wire: Wire) -> None:
         """Azure stops a round that runs in the background; others end by themselves."""
-        exchange = live.exchange
-        if exchange.state == "forwarding" and live.kept.background and exchange.upstream_ids:
-            path = f"responses/{exchange.upstream_ids[-1]}/cancel"
+        name = await exchanges.last_round(self.context.db, exchange_id)
+        if name is not None:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with await self.azure.send("POST", path, wire) as response:
-                    await response.read()
+                async with await self.azure.send("POST", f"responses/{name}/cancel", wire) as sent:
+                    await sent.read()
 
     async def input_items(self, call: Call, app: AppView, response_id: str, wire: Wire) -> None:
         """The app's own input: that of the first round."""
@@ -229,8 +239,16 @@ class Retrieval:
             return final
         saved = await exchanges.load(database, envelope, row.exchange_id)
         if saved.document:
-            return Exchange.restore(saved.document["machine"]).interim()
+            exchange = Exchange.restore(saved.document["machine"])
+            if exchange.id is not None:
+                return exchange.interim()
+        if saved.kept.state in replicas.OPEN:
+            return _begun(row, await self._exchange(row))
         raise _not_found(row.response_id)
+
+    async def _exchange(self, row: ResponseId) -> ExchangeRow:
+        async with self.context.db.reading() as session:
+            return await session.get_one(ExchangeRow, row.exchange_id)
 
     async def _rounds(self, exchange_id: str) -> list[str]:
         async with self.context.db.reading() as session:
@@ -246,6 +264,24 @@ class Retrieval:
         if shows is not None:
             found = await shows(found)
         await call.answer(200, orjson.dumps(found), headers)
+
+
+def _begun(row: ResponseId, exchange: ExchangeRow) -> Json:
+    """The response of a first round that runs at another replica: nothing more is kept of it."""
+    return {
+        "id": row.response_id,
+        "object": "response",
+        "created_at": int(row.created_at.timestamp()),
+        "status": "in_progress",
+        "background": exchange.background,
+        "error": None,
+        "incomplete_details": None,
+        "model": exchange.model,
+        "output": [],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+    }
 
 
 def _not_found(response_id: str) -> Refused:

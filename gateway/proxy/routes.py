@@ -13,11 +13,11 @@ from starlette.types import Receive, Scope, Send
 from gateway.errors import GatepassError
 from gateway.exchange.messages import Bypass
 from gateway.proxy import refusing, surface
+from gateway.proxy.assignment import Tools
 from gateway.proxy.azure import Declined, Wire
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
-from gateway.proxy.driver import Tools
 from gateway.proxy.files import Files
 from gateway.proxy.forwarding import Forwarding
 from gateway.proxy.http import Call, ClientGone
@@ -31,7 +31,7 @@ _PASSED_QUERY = frozenset(("api-version", value) for value in ("preview", "v1", 
 #: Refusals that are no attempt in themselves, but what two parsers read differently is a way round.
 _RECORDED = frozenset(
     {
-        "body_too_large", "content_encoding_unsupported", "content_type_unsupported",
+        "app_paused", "body_too_large", "content_encoding_unsupported", "content_type_unsupported",
         "duplicate_header", "duplicate_member", "invalid_form", "invalid_json", "invalid_type",
         "json_not_representable", "json_too_deep", "json_too_large", "member_misspelt",
         "method_not_allowed",

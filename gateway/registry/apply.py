@@ -83,7 +83,7 @@ async def apply(ledger: Ledger, declaration: Declaration, by: By, *, dry_run: bo
     """Make what is configured as declared, in one transaction; with `dry_run` only plan.
 
     Raises `Refused` when the declaration names servers or groups that do not exist, `Conflict`
-    when an address is taken; nothing has changed then.
+    when an address is taken; nothing has changed then. Ends when a signed head covers it all.
     """
     if dry_run:
         return await plan(ledger.db, declaration)
@@ -94,6 +94,7 @@ async def apply(ledger: Ledger, declaration: Declaration, by: By, *, dry_run: bo
             return planned
         await bump_config(tx.session)
         await _carry_out(tx, declaration, by, planned)
+    await tx.sealed()
     return Plan(planned.digest, planned.steps, planned.warnings, applied=True)
 
 
@@ -152,7 +153,7 @@ def _check_references(declaration: Declaration, stored: _Stored) -> None:
         f"{declaration.place('policies', rule.name)}: the rule {rule.name!r} asks for the "
         f"reviewer group {group!r}, which is neither declared nor known"
         for rule in (declaration.policy.rules if declaration.policy else ())
-        for group in rule.groups
+        for group in sorted(rule.all_groups)
         if group not in names
     ]
     faults += _shared_addresses(declaration, stored)

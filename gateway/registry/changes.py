@@ -69,10 +69,15 @@ class Change:
 
 @contextlib.asynccontextmanager
 async def changing(ledger: Ledger, actor: Actor, now: datetime) -> AsyncIterator[Change]:
-    """One transaction that changes the configuration; every process will read it anew."""
+    """One transaction that changes the configuration; every process will read it anew.
+
+    Ends when a signed head covers the change: nobody is told before that it is made. Raises
+    `Unavailable` when it cannot be signed now; it stays written, and counts once it is.
+    """
     async with ledger.transaction() as tx:
         await bump_config(tx.session)
         yield Change(tx, actor, now)
+    await tx.sealed()
 
 
 def differences(before: Any, after: Any) -> tuple[Difference, ...]:

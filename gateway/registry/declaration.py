@@ -1,7 +1,7 @@
 """The declarative configuration: YAML files into frozen dataclasses.
 
 All errors of all files are found in one pass and raised as one `Refused`, a line each:
-`FILE:LINE: what is wrong, where, what to do`. Nothing here looks at a database.
+`FILE:LINE:COLUMN: what is wrong, where, what to do`. Nothing here looks at a database.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from gateway.registry.settings import (
     read_server,
     read_webhook,
 )
-from gateway.registry.yaml_lines import Document, read
+from gateway.registry.yaml_lines import Document, Place, read
 
 _SECTIONS = ("servers", "policies", "apps", "webhooks", "reviewer_groups")
 _T = TypeVar("_T", ServerSettings, AppSettings, GroupSettings, WebhookSettings)
@@ -59,6 +59,17 @@ class Declaration:
         }
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def undeclared_groups(self) -> tuple[str, ...]:
+        """A sentence for each reviewer group that rules ask for and no file declares."""
+        declared = {group.name for group in self.groups}
+        return tuple(
+            f"{self.place('policies', rule.name)}: the rule {rule.name!r} asks for the reviewer "
+            f"group {group!r}, which these files do not declare; it must exist by then"
+            for rule in (self.policy.rules if self.policy else ())
+            for group in sorted(rule.all_groups - declared)
+        )
 
     def place(self, section: str, name: str) -> str:
         """Where an object is declared, for messages."""
@@ -117,11 +128,11 @@ class _File:
     def __init__(self, name: str, collected: _Collected) -> None:
         self.name = name
         self.into = collected
-        self.found: list[tuple[int, str]] = []
+        self.found: list[tuple[Place, str]] = []
 
     def read(self, text: str) -> None:
         document, faults = read(text)
-        self.found += [(fault.line, fault.message) for fault in faults]
+        self.found += [(fault.place, fault.message) for fault in faults]
         problems: list[Problem] = []
         # An empty file declares nothing; whatever else is no mapping is reported as such.
         data = {} if document.data is None else document.data
@@ -129,9 +140,11 @@ class _File:
         if top is not None:
             top.only(_SECTIONS)
             self.sections(top, document, problems)
-        self.found += [(document.line(p.path), _sentence(p)) for p in problems]
-        lines = sorted(dict.fromkeys(self.found))
-        self.into.faults += [f"{self.name}:{line}: {message}" for line, message in lines]
+        self.found += [(_place(document, p), _sentence(p)) for p in problems]
+        self.into.faults += [
+            f"{self.name}:{line}:{column}: {message}"
+            for (line, column), message in sorted(dict.fromkeys(self.found))
+        ]
 
     def sections(self, top: Members, document: Document, problems: list[Problem]) -> None:
         into = self.into
@@ -160,7 +173,7 @@ class _File:
         taken = self.into.places.setdefault((section, key), f"{self.name}:{line}")
         if taken != f"{self.name}:{line}":
             name = "label" if section == "servers" else "name"
-            where = document.line((*path, name))
+            where = document.place((*path, name))
             self.found.append((where, f"the {name} {key!r} of {section} is taken by {taken}"))
 
     def unique_addresses(self, document: Document) -> None:
@@ -171,13 +184,13 @@ class _File:
                 file, _, line = place.rpartition(":")
                 if file == self.name:
                     text = f"the servers {first!r} and {server.label!r} have the same address"
-                    self.found.append((int(line), text))
+                    self.found.append(((int(line), 1), text))
 
     def policies(self, rules: Any, document: Document, problems: list[Problem]) -> None:
         # An empty section is a policy without rules: everything is held.
         given = [] if rules is None else rules
         policy, wrong = check(given)
-        problems += [Problem(("policies", *p.path), p.message, p.known) for p in wrong]
+        problems += [replace(p, path=("policies", *p.path)) for p in wrong]
         if wrong:
             return
         for index, rule in enumerate(policy.rules):
@@ -185,8 +198,14 @@ class _File:
         self.into.rules = [*(self.into.rules or ()), *given]
 
 
+def _place(document: Document, problem: Problem) -> Place:
+    path = problem.path
+    return document.within(path, problem.within) if problem.within else document.place(path)
+
+
 def _sentence(problem: Problem) -> str:
     if problem.known and len(problem.path) == 1:
         return problem.text("the file")
     root, *rest = problem.path or ("the file",)
+    # A place within a text is told as one of the file.
     return Problem(tuple(rest), problem.message, problem.known).text(str(root))

@@ -1,14 +1,16 @@
 """The configuration as the hot path sees it: one immutable view in memory.
 
-`Directory` replaces the view as a whole when `config_version` has grown. Look-ups and
+`Directory` replaces the view as a whole when `config_version` has grown, and only once a signed
+head covers what it was read from: a change that is not signed is not in force. Look-ups and
 authentication are dictionary reads without I/O; keys are compared in constant time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from urllib.parse import urlsplit
@@ -20,14 +22,20 @@ from gateway.audit.records import Actor
 from gateway.errors import GatepassError, Refused, Unavailable
 from gateway.exchange.messages import ServerFacts
 from gateway.policy import Policy
-from gateway.registry import addresses, keys, policies
+from gateway.registry import addresses, keys, pauses, policies, versions
+from gateway.registry.pauses import PauseView
 from gateway.registry.settings import IdentitySettings
-from gateway.registry.versions import CONFIG_VERSION
 from gateway.store.database import Database
+from gateway.store.notifications import CONFIGURED, Notifications
 from gateway.store.references import SecretRef
-from gateway.store.tables import App, AppKey, Meta, PolicyVersion, Server
+from gateway.store.tables import App, AppKey, PolicyVersion, Server
+from gateway.telemetry import log
 
 _SECONDS_BETWEEN_RECHECKS = 1.0
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+#: Returns when everything that was committed before stands in a signed head.
+Settle = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,10 @@ class ServerView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything configured, at one moment. `policy_digest` names the rules in force."""
+    """Everything configured, at one moment. `policy_digest` names the rules in force.
+
+    `shadow` are rules of which it is only recorded what they would say.
+    """
 
     version: int = 0
     apps: Mapping[str, AppView] = field(default_factory=dict)
@@ -93,6 +104,17 @@ class View:
     servers_by_label: Mapping[str, ServerView] = field(default_factory=dict)
     servers_by_url: Mapping[str, ServerView] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
+    shadow: Policy | None = None
+    pauses: tuple[PauseView, ...] = ()
+
+    def paused(self, app: str, server: str) -> PauseView | None:
+        """A pause that covers calls of this app on the server of this label, if there is one."""
+        return next((pause for pause in self.pauses if pause.covers(app, server)), None)
+
+    def app_paused(self, app: str) -> PauseView | None:
+        """A pause that covers whatever this app asks for, if there is one."""
+        wide = (pause for pause in self.pauses if pause.scope != "server")
+        return next((pause for pause in wide if pause.covers(app, "")), None)
 
     def reaches_server(self, domain: str) -> bool:
         """Whether who may reach `domain` (and what is below it) may reach a registered server."""
@@ -135,10 +157,23 @@ class View:
 
 
 class Directory:
-    """Holds the current view. Call `reload` once before use, `refresh` as often as you like."""
+    """Holds the current view. Call `reload` once before use, `refresh` as often as you like.
 
-    def __init__(self, db: Database) -> None:
+    `run` keeps it as new as the database: at once when another process says that something was
+    changed, and within a second when nobody does.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        settle: Settle | None = None,
+        notifications: Notifications | None = None,
+    ) -> None:
         self._db = db
+        self._settle = settle
+        self._changed = asyncio.Event()
+        if notifications is not None:
+            notifications.on(CONFIGURED, lambda _: self._changed.set())
         self._view: View | None = None
         self._problem: Unavailable | None = None
         self._lock = asyncio.Lock()
@@ -172,34 +207,55 @@ class Directory:
     async def refresh(self) -> None:
         """Replace the view if the configuration was changed, here or by another replica."""
         async with self._db.reading() as session:
-            version = await _version(session)
+            version = await versions.current(session)
         if self._view is None or self._problem is not None or version != self._view.version:
             await self.reload()
 
+    async def start(self) -> None:
+        """`reload`, for a start that must not fail because something cannot be signed now.
+
+        There is no view then until it can. Raises `Unavailable` when what is stored is broken.
+        """
+        try:
+            await self.reload()
+        except Unavailable as error:
+            if self._problem is not None:
+                raise
+            log.warning("configuration.not_signed", problem=error.message)
+
+    async def run(self) -> None:
+        """Refresh for ever."""
+        while True:
+            try:
+                await self.refresh()
+            except Exception as error:
+                log.warning("configuration.not_refreshed", error=type(error).__name__)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SECONDS_BETWEEN_LOOKS):
+                    await self._changed.wait()
+            self._changed.clear()
+
     async def reload(self) -> None:
-        """Read everything anew.
+        """Read everything anew, and rely on it once it is in the signed head.
 
         Raises `Unavailable` when what is stored cannot be relied on; `view` then does, too, until
-        a reload succeeds.
+        a reload succeeds. When it only cannot be signed, the view stays as it was.
         """
         async with self._lock:
             try:
                 async with self._db.reading() as session:
-                    self._view = await _load(session)
-                self._problem = None
+                    view = await _load(session)
             except GatepassError as error:
                 self._problem = Unavailable(error.message, code="config_broken")
                 raise self._problem from None
-
-
-async def _version(session: AsyncSession) -> int:
-    row = await session.get(Meta, CONFIG_VERSION)
-    return int(row.value) if row else 0
+            if self._settle is not None:
+                await self._settle()
+            self._view, self._problem = view, None
 
 
 async def _load(session: AsyncSession) -> View:
     # The version first: a change that comes in between is then read again, never missed.
-    version = await _version(session)
+    version = await versions.current(session)
     live_apps = select(App).where(col(App.disabled_at).is_(None))
     apps = {row.id: _app(row) for row in await session.exec(live_apps)}
     live_servers = select(Server).where(col(Server.removed_at).is_(None))
@@ -215,6 +271,8 @@ async def _load(session: AsyncSession) -> View:
         servers_by_label=_by(lambda server: server.label, servers),
         servers_by_url=_by(lambda server: server.url, servers),
         policy=await _policy(session),
+        shadow=await _shadow(session),
+        pauses=tuple(await pauses.read(session)),
     )
 
 
@@ -274,3 +332,13 @@ async def _policy(session: AsyncSession) -> Policy:
     if len(rows) > 1:
         raise Unavailable("More than one policy version is active.", code="config_broken")
     return policies.checked(rows[0])
+
+
+async def _shadow(session: AsyncSession) -> Policy | None:
+    row = await policies.shadow_row(session)
+    try:
+        return None if row is None else policies.checked(row)
+    except GatepassError:
+        # It decides nothing, so nothing may stop because of it.
+        log.warning("shadow.unreadable")
+        return None

@@ -1,4 +1,7 @@
-"""Policy versions: saved once, never changed, one of them active; an older one can come back."""
+"""Policy versions: saved once, never changed, one of them active; an older one can come back.
+
+Another one may be in shadow: it only says what it would have said.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.audit.ledger import Ledger
 from gateway.audit.records import Actor, JSONValue
-from gateway.errors import NotFound, Refused, Unavailable
-from gateway.policy import Policy, parse
+from gateway.errors import Conflict, NotFound, Refused, Unavailable
+from gateway.policy import Comparison, Policy, compare, parse
 from gateway.registry.changes import Change, changing
 from gateway.store.database import Database
 from gateway.store.ids import new_id
@@ -32,15 +35,20 @@ class PolicyEntry:
     created_by: str
     activated_at: datetime | None
     active: bool
+    shadow_since: datetime | None
+    shadow: bool
 
 
-async def save(ledger: Ledger, policy: Policy, *, actor: Actor, now: datetime) -> PolicyEntry:
-    """Save `policy` as the next version and put it into force.
+async def save(
+    ledger: Ledger, policy: Policy, *, actor: Actor, now: datetime, activate: bool = True
+) -> PolicyEntry:
+    """Save `policy` as the next version, and put it into force unless told otherwise.
 
     When it is what is in force already, that version is returned and nothing is recorded.
     """
     async with changing(ledger, actor, now) as change:
-        return _entry(await put(change, policy))
+        row = await put(change, policy) if activate else await _keep(change, policy)
+        return _entry(row)
 
 
 async def activate(ledger: Ledger, number: int, *, actor: Actor, now: datetime) -> PolicyEntry:
@@ -53,6 +61,47 @@ async def activate(ledger: Ledger, number: int, *, actor: Actor, now: datetime) 
         if before is None or before.id != row.id:
             await _put_into_force(change, row, before, policy)
         return _entry(row)
+
+
+async def begin_shadow(ledger: Ledger, number: int, *, actor: Actor, now: datetime) -> PolicyEntry:
+    """Have it recorded from now on what a version would say, in place of another such."""
+    async with changing(ledger, actor, now) as change:
+        row = await _numbered(change.session, number)
+        checked(row)
+        if _is_active(row):
+            raise Conflict(f"Version {number} is in force; it says what counts.")
+        before = await shadow_row(change.session)
+        if before is not None and before.id == row.id:
+            return _entry(row)
+        fields: dict[str, JSONValue] = {"policy": row.digest, "number": row.number}
+        if before is not None:
+            await _end_shadow(change, before)
+            fields["before"] = before.digest
+        row.shadow_since, row.shadow_until = change.now, None
+        change.session.add(row)
+        change.record("policy.shadow_begun", {"policy": row.id}, fields)
+        return _entry(row)
+
+
+async def end_shadow(
+    ledger: Ledger, number: int | None = None, *, actor: Actor, now: datetime
+) -> PolicyEntry:
+    """End it; `NotFound` when that version (None: any) is not in shadow."""
+    async with changing(ledger, actor, now) as change:
+        row = await shadow_row(change.session)
+        if row is None or number not in (None, row.number):
+            which = "No version" if number is None else f"Version {number}"
+            what = "is" if number is None else "is not"
+            raise NotFound(f"{which} {what} in shadow.", code="policy_unknown")
+        await _end_shadow(change, row)
+        return _entry(row)
+
+
+async def differences(db: Database, before: int, after: int) -> Comparison:
+    """What the version `after` says otherwise than `before`."""
+    async with db.reading() as session:
+        rows = [await _numbered(session, number) for number in (before, after)]
+    return compare(checked(rows[0]), checked(rows[1]))
 
 
 async def read_active(db: Database) -> PolicyEntry | None:
@@ -80,9 +129,27 @@ async def put(change: Change, policy: Policy) -> PolicyVersion:
     before = await active_row(change.session)
     if before is not None and before.digest == policy.digest:
         return before
+    row = await _new(change, policy)
+    await _put_into_force(change, row, before, policy)
+    return row
+
+
+async def _keep(change: Change, policy: Policy) -> PolicyVersion:
+    row = await _new(change, policy)
+    change.session.add(row)
+    fields: dict[str, JSONValue] = {
+        "policy": row.digest,
+        "number": row.number,
+        "rules": len(policy.rules),
+    }
+    change.record("policy.saved", {"policy": row.id}, fields)
+    return row
+
+
+async def _new(change: Change, policy: Policy) -> PolicyVersion:
     await _check_groups(change.session, policy)
     highest = (await change.session.exec(select(func.max(PolicyVersion.number)))).one()
-    row = PolicyVersion(
+    return PolicyVersion(
         id=new_id("pol", change.now),
         number=(highest or 0) + 1,
         digest=policy.digest,
@@ -92,8 +159,14 @@ async def put(change: Change, policy: Policy) -> PolicyVersion:
         activated_at=None,
         deactivated_at=None,
     )
-    await _put_into_force(change, row, before, policy)
-    return row
+
+
+async def shadow_row(session: AsyncSession) -> PolicyVersion | None:
+    """The row in shadow."""
+    shadow = select(PolicyVersion).where(
+        col(PolicyVersion.shadow_since).is_not(None), col(PolicyVersion.shadow_until).is_(None)
+    )
+    return (await session.exec(shadow)).first()
 
 
 async def active_row(session: AsyncSession) -> PolicyVersion | None:
@@ -127,6 +200,8 @@ def checked(row: PolicyVersion) -> Policy:
 async def _put_into_force(
     change: Change, row: PolicyVersion, before: PolicyVersion | None, policy: Policy
 ) -> None:
+    if row.shadow_since is not None and row.shadow_until is None:
+        await _end_shadow(change, row)
     ends = update(PolicyVersion).where(
         col(PolicyVersion.activated_at).is_not(None), col(PolicyVersion.deactivated_at).is_(None)
     )
@@ -144,6 +219,14 @@ async def _put_into_force(
     change.record("policy.activated", {"policy": row.id}, fields)
 
 
+async def _end_shadow(change: Change, row: PolicyVersion) -> None:
+    row.shadow_until = change.now
+    change.session.add(row)
+    await change.session.flush()
+    fields: dict[str, JSONValue] = {"policy": row.digest, "number": row.number}
+    change.record("policy.shadow_ended", {"policy": row.id}, fields)
+
+
 async def _check_groups(session: AsyncSession, policy: Policy) -> None:
     known = set(await session.exec(select(col(ReviewerGroup.name))))
     missing = sorted(_groups(policy) - known)
@@ -157,7 +240,7 @@ async def _check_groups(session: AsyncSession, policy: Policy) -> None:
 
 
 def _groups(policy: Policy) -> frozenset[str]:
-    return frozenset(group for rule in policy.rules for group in rule.groups)
+    return frozenset().union(*(rule.all_groups for rule in policy.rules))
 
 
 async def _numbered(session: AsyncSession, number: int) -> PolicyVersion:
@@ -177,5 +260,11 @@ def _entry(row: PolicyVersion) -> PolicyEntry:
         created_at=row.created_at,
         created_by=row.created_by,
         activated_at=row.activated_at,
-        active=row.activated_at is not None and row.deactivated_at is None,
+        active=_is_active(row),
+        shadow_since=row.shadow_since,
+        shadow=row.shadow_since is not None and row.shadow_until is None,
     )
+
+
+def _is_active(row: PolicyVersion) -> bool:
+    return row.activated_at is not None and row.deactivated_at is None

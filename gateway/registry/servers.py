@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import func
 from sqlmodel import col, select
@@ -17,13 +18,14 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.audit.ledger import Ledger
 from gateway.audit.records import Actor, JSONValue
 from gateway.errors import Conflict, NotFound
+from gateway.registry import ending
 from gateway.registry.changes import By, Change, changing, differences, digest_of, names
 from gateway.registry.settings import CredentialSettings, ServerSettings
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.ids import new_id
 from gateway.store.references import SecretRef
-from gateway.store.tables import SealedSecret, Server, ToolDefinition
+from gateway.store.tables import Grant, SealedSecret, Server, ToolDefinition
 from gateway.vault import sealed
 
 
@@ -85,6 +87,7 @@ async def remove(ledger: Ledger, label: str, *, actor: Actor, now: datetime) -> 
         row.removed_at = row.changed_at = now
         changed.session.add(row)
         await _destroy_values(changed.session, row)
+        await _end_grants(changed, row)
         fields: dict[str, JSONValue] = {"before": digest_of(settings_of(row))}
         changed.record("server.removed", {"server": label, "server_id": row.id}, fields)
 
@@ -142,6 +145,8 @@ async def put(change: Change, row: Server | None, settings: ServerSettings) -> S
     found = differences(before, settings)
     if not found:
         return row
+    if before.url != settings.url:
+        await _end_grants(change, row)
     if before.url != settings.url or before.credential != settings.credential:
         await _release_value(change.session, row, settings)
     _write(row, settings)
@@ -247,6 +252,11 @@ async def _release_value(session: AsyncSession, row: Server, after: ServerSettin
         await sealed.destroy(session, scoped(row))
 
 
+async def _end_grants(change: Change, row: Server) -> None:
+    mine: Any = col(Grant.server_id) == row.id
+    await ending.end_grants(change.tx, mine, why=ending.SERVER, now=change.now)
+
+
 async def _destroy_values(session: AsyncSession, row: Server) -> None:
     if row.credential is not None and SecretRef.parse(row.credential["from"]).store == "sealed":
         await sealed.destroy(session, scoped(row))
@@ -282,7 +292,7 @@ async def _entries(session: AsyncSession, rows: list[Server]) -> list[ServerEntr
 
 
 def _value_name(row: Server) -> str:
-    return "" if row.credential is None else sealed.key(scoped(row))
+    return "" if row.credential is None else scoped(row).stored_as
 
 
 async def _tool_counts(session: AsyncSession) -> tuple[Mapping[str, int], Mapping[str, int]]:

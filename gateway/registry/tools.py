@@ -20,11 +20,12 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.audit.ledger import Ledger
 from gateway.audit.records import SYSTEM, Actor
 from gateway.errors import Conflict, NotFound, Refused
+from gateway.registry import ending
 from gateway.registry.changes import Change
 from gateway.registry.servers import find
 from gateway.registry.versions import lock_config
 from gateway.store.database import Database
-from gateway.store.tables import Server, ToolDefinition
+from gateway.store.tables import Grant, Server, ToolDefinition
 
 MAX_TOOLS = 500
 MAX_DEFINITION = 65_536
@@ -109,7 +110,8 @@ async def accept(
             tx.session.add(row)
             subject = {"server": label, "tool": tool}
             Change(tx, actor, now).record("tooldef.accepted", subject, fields)
-        return _state(row)
+    await tx.sealed()
+    return _state(row)
 
 
 async def listing(db: Database, label: str) -> list[ToolState]:
@@ -177,6 +179,7 @@ async def _note(
     change: Change, server: Server, row: ToolDefinition | None, item: _Listed
 ) -> ToolDefinition:
     subject = {"server": server.label, "tool": item.name}
+    await _end_grants(change, server, item)
     if row is None:
         row = ToolDefinition(
             server_id=server.id,
@@ -203,6 +206,13 @@ async def _note(
     change.session.add(row)
     await change.session.flush()
     return row
+
+
+async def _end_grants(change: Change, server: Server, item: _Listed) -> None:
+    """What was approved was approved of another definition."""
+    of_another: Any = col(Grant.definition_digest).is_distinct_from(item.digest)
+    mine = ending.of_tool(server.id, item.name)
+    await ending.end_grants(change.tx, mine, of_another, why=ending.DEFINITION, now=change.now)
 
 
 def _changed_members(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,8 @@
 
 Owns no table and no rule. Promises: `transaction()` is durable when it returns (SQLite
 `synchronous=FULL`, PostgreSQL `synchronous_commit=on`), and serialised on SQLite, so that
-compare-and-set there needs no retry; `reading()` never blocks a writer.
+compare-and-set there needs no retry; `reading()` never blocks a writer. Nobody waits for a lock,
+or keeps one while doing nothing, for more than ten seconds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,17 @@ from sqlalchemy.types import TypeDecorator
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.store import sqlite
+
+_POSTGRESQL = {
+    "synchronous_commit": "on",  # whatever the server's default is: committed means durable
+    # A process that was paused in a transaction must not hold up the others for ever.
+    "idle_in_transaction_session_timeout": "10s",
+    "lock_timeout": "10s",  # as long as SQLite's
+    # A host that has gone without a word gives up its locks in half a minute, not in two hours.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "4",
+}
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -111,8 +123,11 @@ def open_database(url: str) -> Database:
     options: dict[str, Any] = {"pool_pre_ping": False}
     if url.startswith("postgresql"):
         options |= {"pool_size": 20, "max_overflow": 20}
+        options["connect_args"] = {"server_settings": _POSTGRESQL}
     elif url.startswith("sqlite"):
         options["connect_args"] = {"async_creator_fn": sqlite.connect}
+        # Kept open: making a connection costs more than what most of them are used for.
+        options |= {"pool_size": 16, "max_overflow": 0}
     engine = create_async_engine(url, **options)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)

@@ -14,10 +14,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
+#: Seconds that a migration waits for what another connection has locked.
+LOCK_PATIENCE = 10.0
 _FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 
 
-def upgrade(url: str) -> str:
+def upgrade(url: str, to: str = "head") -> str:
     """Run what is missing, in order, each in a transaction of its own; the version reached.
 
     Makes the folder of a SQLite file, open to its owner only.
@@ -25,7 +27,7 @@ def upgrade(url: str) -> str:
     address = make_url(url)
     if address.get_backend_name() == "sqlite" and address.database:
         Path(address.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    command.upgrade(_config(url), "head")
+    command.upgrade(_config(url), to)
     return newest()
 
 

@@ -44,6 +44,13 @@ class SecretRef:
     def __str__(self) -> str:
         return f"{self.store}:{self.name}" + (f"#{self.field}" if self.field else "")
 
+    @property
+    def stored_as(self) -> str:
+        """The name under which the versions of a sealed value are stored."""
+        # The first word of a scope is the id of the server: two servers never share a value.
+        owner = (self.scope or "").partition(" ")[0]
+        return f"{owner}/{self.name}" if owner else self.name
+
     @classmethod
     def parse(cls, text: str) -> SecretRef:
         """Read a reference; raises `Refused` with what is wrong and which forms there are."""

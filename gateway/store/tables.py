@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, Index, LargeBinary, MetaData, UniqueConstraint, text
+from sqlalchemy import JSON, Column, Index, LargeBinary, MetaData, text
 from sqlmodel import Field, SQLModel
 
 from gateway.store.database import UtcDateTime
@@ -62,6 +62,7 @@ def _of_exchanges(table: str) -> Index:
 
 #: The condition under which an exchange is not over.
 OPEN_STATES = "state IN ('forwarding', 'holding', 'sending')"
+KEYED = "idempotency IS NOT NULL"
 #: The condition under which it is not known yet what became of a call.
 UNCLEAR = "execution IN ('sending', 'unknown')"
 
@@ -193,7 +194,7 @@ class Pause(SQLModel, table=True):
 
 
 class User(SQLModel, table=True):
-    """A person who signs in here. `roles`: viewer, reviewer, auditor, admin."""
+    """A person who signs in here. `roles`: viewer, reviewer, break_glass, auditor, admin."""
 
     __tablename__ = "users"
     id: str = Field(primary_key=True)
@@ -295,13 +296,23 @@ class Exchange(SQLModel, table=True):
             sqlite_where=text(OPEN_STATES),
             postgresql_where=text(OPEN_STATES),
         ),
+        # Two gateways that are given the same key at once: one of them opens, the other joins.
         Index(
-            "ix_exchanges_open_body",
+            "uq_exchanges_open_key",
             "app_id",
-            "body_digest",
+            "idempotency",
+            unique=True,
             sqlite_where=text(OPEN_STATES),
             postgresql_where=text(OPEN_STATES),
         ),
+        Index(
+            "ix_exchanges_key",
+            "app_id",
+            "idempotency",
+            sqlite_where=text(KEYED),
+            postgresql_where=text(KEYED),
+        ),
+        Index("ix_exchanges_body", "app_id", "body_digest"),
     )
     id: str = Field(primary_key=True)
     app_id: str = Field(index=True)
@@ -386,7 +397,16 @@ class ApprovalRequest(SQLModel, table=True):
 
     __tablename__ = "approval_requests"
     __table_args__ = (
-        UniqueConstraint("exchange_id", "upstream_id"),
+        # A call has one request that counts: what was superseded is asked anew.
+        Index(
+            "uq_approval_requests_standing",
+            "exchange_id",
+            "upstream_id",
+            unique=True,
+            sqlite_where=text("superseded_by IS NULL"),
+            postgresql_where=text("superseded_by IS NULL"),
+        ),
+        _where_known("approval_requests", "settled_at"),
         Index("ix_approval_requests_state_deadline", "state", "deadline", "id"),
         Index(
             "ix_approval_requests_unclear",
@@ -434,6 +454,7 @@ class ApprovalRequest(SQLModel, table=True):
     # What was decided did not hold any more when it was to be released: the request that asks anew.
     superseded_by: str | None = None
     supersedes: str | None = None
+    released_by: str | None = None  # the exchange that sent it; another one where it was left open
     credential: str | None = None  # reference and version that went along, never a value
     reason: bytes | None = _sealed(nullable=True)  # what the model is told on a denial
     execution: str = "not_sent"  # not_sent | sending | executed | failed | unknown
@@ -443,6 +464,7 @@ class ApprovalRequest(SQLModel, table=True):
     settlement: str | None = None
     settled_at: datetime | None = _time(nullable=True)
     settled_by: str | None = None
+    settlement_reason: bytes | None = _sealed(nullable=True)
 
 
 class Review(SQLModel, table=True):

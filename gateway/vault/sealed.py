@@ -36,7 +36,7 @@ class SealedStore:
         """The current value; `Unavailable` when there is none or it belongs to another scope."""
         newest = (
             select(col(SealedSecret.data_key), col(SealedSecret.value), col(SealedSecret.version))
-            .where(col(SealedSecret.name) == key(ref))
+            .where(col(SealedSecret.name) == ref.stored_as)
             .order_by(col(SealedSecret.version).desc())
             .limit(1)
         )
@@ -52,7 +52,7 @@ class SealedStore:
 
     def _unseal(self, ref: SecretRef, data_key: bytes, sealed: bytes, version: int) -> Secret:
         try:
-            plain = self._envelope.open(data_key, key(ref), _bound(ref, version), sealed)
+            plain = self._envelope.open(data_key, ref.stored_as, _bound(ref, version), sealed)
         except Unavailable:
             raise Unavailable(
                 f"The value of {ref} does not open: it was stored for another address of the "
@@ -80,7 +80,7 @@ async def write(
     ones are destroyed.
     """
     check_value(str(ref), value)
-    name = key(ref)
+    name = ref.stored_as
     highest = select(func.max(col(SealedSecret.version))).where(col(SealedSecret.name) == name)
     version = ((await session.exec(highest)).one() or 0) + 1
     data_key = envelope.new_data_key(name)
@@ -101,14 +101,7 @@ async def write(
 
 async def destroy(session: AsyncSession, ref: SecretRef) -> None:
     """Destroy every version of `ref` in the caller's transaction."""
-    await session.exec(delete(SealedSecret).where(col(SealedSecret.name) == key(ref)))
-
-
-def key(ref: SecretRef) -> str:
-    """The name under which the versions of a value are stored."""
-    # The first word of a scope is the id of the server: two servers never share a value.
-    owner = (ref.scope or "").partition(" ")[0]
-    return f"{owner}/{ref.name}" if owner else ref.name
+    await session.exec(delete(SealedSecret).where(col(SealedSecret.name) == ref.stored_as))
 
 
 def _bound(ref: SecretRef, version: int) -> str:

@@ -16,6 +16,9 @@ _UNCLEAR = sa.text("execution IN ('sending', 'unknown')")
 _STANDS = sa.text("withdrawn_at IS NULL")
 _GOES_ON = sa.text("ended_at IS NULL")
 _OPEN = sa.text("closed_at IS NULL")
+_NOT_ASKED_ANEW = sa.text("superseded_by IS NULL")
+_SETTLED = sa.text("settled_at IS NOT NULL")
+_KEYED = sa.text("idempotency IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -169,10 +172,29 @@ def upgrade() -> None:
         batch.add_column(sa.Column("escalated_at", sa.DateTime(timezone=True), nullable=True))
         batch.add_column(sa.Column("superseded_by", sa.String(), nullable=True))
         batch.add_column(sa.Column("supersedes", sa.String(), nullable=True))
+        batch.add_column(sa.Column("released_by", sa.String(), nullable=True))
         batch.add_column(sa.Column("credential", sa.String(), nullable=True))
         batch.add_column(sa.Column("settlement", sa.String(), nullable=True))
         batch.add_column(sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True))
         batch.add_column(sa.Column("settled_by", sa.String(), nullable=True))
+        batch.add_column(sa.Column("settlement_reason", sa.LargeBinary(), nullable=True))
+        batch.drop_constraint(
+            batch.f("uq_approval_requests_exchange_id_upstream_id"), type_="unique"
+        )
+        batch.create_index(
+            "uq_approval_requests_standing",
+            ["exchange_id", "upstream_id"],
+            unique=True,
+            sqlite_where=_NOT_ASKED_ANEW,
+            postgresql_where=_NOT_ASKED_ANEW,
+        )
+        batch.create_index(
+            "ix_approval_requests_settled_at",
+            ["settled_at"],
+            unique=False,
+            sqlite_where=_SETTLED,
+            postgresql_where=_SETTLED,
+        )
         batch.create_index(
             "ix_approval_requests_unclear",
             ["execution"],
@@ -187,12 +209,20 @@ def upgrade() -> None:
         batch.add_column(sa.Column("left_at", sa.DateTime(timezone=True), nullable=True))
         batch.add_column(sa.Column("thread", sa.String(), nullable=True))
         batch.create_index(
-            "ix_exchanges_open_body",
-            ["app_id", "body_digest"],
-            unique=False,
+            "uq_exchanges_open_key",
+            ["app_id", "idempotency"],
+            unique=True,
             sqlite_where=_NOT_OVER,
             postgresql_where=_NOT_OVER,
         )
+        batch.create_index(
+            "ix_exchanges_key",
+            ["app_id", "idempotency"],
+            unique=False,
+            sqlite_where=_KEYED,
+            postgresql_where=_KEYED,
+        )
+        batch.create_index("ix_exchanges_body", ["app_id", "body_digest"], unique=False)
         batch.create_index(batch.f("ix_exchanges_thread"), ["thread"], unique=False)
 
     with op.batch_alter_table("policy_versions") as batch:
@@ -238,8 +268,10 @@ def downgrade() -> None:
 
     with op.batch_alter_table("exchanges") as batch:
         batch.drop_index(batch.f("ix_exchanges_thread"))
+        batch.drop_index("ix_exchanges_body")
+        batch.drop_index("ix_exchanges_key", sqlite_where=_KEYED, postgresql_where=_KEYED)
         batch.drop_index(
-            "ix_exchanges_open_body", sqlite_where=_NOT_OVER, postgresql_where=_NOT_OVER
+            "uq_exchanges_open_key", sqlite_where=_NOT_OVER, postgresql_where=_NOT_OVER
         )
         batch.drop_column("thread")
         batch.drop_column("left_at")
@@ -250,10 +282,24 @@ def downgrade() -> None:
         batch.drop_index(
             "ix_approval_requests_unclear", sqlite_where=_UNCLEAR, postgresql_where=_UNCLEAR
         )
+        batch.drop_index(
+            "ix_approval_requests_settled_at", sqlite_where=_SETTLED, postgresql_where=_SETTLED
+        )
+        batch.drop_index(
+            "uq_approval_requests_standing",
+            sqlite_where=_NOT_ASKED_ANEW,
+            postgresql_where=_NOT_ASKED_ANEW,
+        )
+        batch.create_unique_constraint(
+            batch.f("uq_approval_requests_exchange_id_upstream_id"),
+            ["exchange_id", "upstream_id"],
+        )
+        batch.drop_column("settlement_reason")
         batch.drop_column("settled_by")
         batch.drop_column("settled_at")
         batch.drop_column("settlement")
         batch.drop_column("credential")
+        batch.drop_column("released_by")
         batch.drop_column("supersedes")
         batch.drop_column("superseded_by")
         batch.drop_column("escalated_at")

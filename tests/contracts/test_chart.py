@@ -50,7 +50,8 @@ INGRESS: dict[str, Any] = {
     },
     "persistence": {"storageClass": "fast", "size": "20Gi"},
 }
-CASES = {"default": {}, "postgresql": POSTGRES, "ingress": INGRESS}
+REPLICAS: dict[str, Any] = {**POSTGRES, "replicaCount": 3}
+CASES = {"default": {}, "postgresql": POSTGRES, "replicas": REPLICAS, "ingress": INGRESS}
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,6 @@ def test_sqlite_runs_once_and_keeps_its_data(chart: helm_python.Chart) -> None:
 def test_postgresql_migrates_before_the_new_pods(chart: helm_python.Chart) -> None:
     kinds = by_kind(render(chart, POSTGRES))
     assert "PersistentVolumeClaim" not in kinds
-    assert kinds["Deployment"]["spec"]["strategy"]["type"] == "Recreate"
     job = kinds["Job"]
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     # A hook of the first installation cannot use what the release itself creates.
@@ -169,6 +169,38 @@ def test_postgresql_migrates_before_the_new_pods(chart: helm_python.Chart) -> No
     environment = {entry["name"]: entry.get("value") for entry in gateway["env"]}
     assert environment["GATEPASS_CONFIG"] == "/etc/gatepass/a.yaml:/etc/gatepass/b.yaml"
     assert set(kinds["ConfigMap"]["data"]) == {"a.yaml", "b.yaml"}
+
+
+def test_replicas_are_replaced_one_by_one_and_kept_apart(chart: helm_python.Chart) -> None:
+    kinds = by_kind(render(chart, REPLICAS))
+    deployment = kinds["Deployment"]["spec"]
+    assert deployment["replicas"] == 3
+    assert deployment["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
+    labels = deployment["template"]["metadata"]["labels"].items()
+    budget = kinds["PodDisruptionBudget"]["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"]["matchLabels"].items() <= labels
+    apart = deployment["template"]["spec"]["affinity"]["podAntiAffinity"]
+    terms = apart["preferredDuringSchedulingIgnoredDuringExecution"]
+    keys = {term["podAffinityTerm"]["topologyKey"] for term in terms}
+    assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    for term in terms:
+        selector = term["podAffinityTerm"]["labelSelector"]["matchLabels"]
+        assert selector.items() <= labels
+
+
+def test_a_single_replica_needs_no_budget_and_an_affinity_of_ones_own_wins(
+    chart: helm_python.Chart,
+) -> None:
+    assert "PodDisruptionBudget" not in by_kind(render(chart, POSTGRES))
+    off = {**REPLICAS, "podDisruptionBudget": {"enabled": False}}
+    assert "PodDisruptionBudget" not in by_kind(render(chart, off))
+    own = {"nodeAffinity": {}}
+    kinds = by_kind(render(chart, {**REPLICAS, "affinity": own}))
+    assert kinds["Deployment"]["spec"]["template"]["spec"]["affinity"] == own
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -253,7 +285,7 @@ def test_network_policy_opens_only_what_is_named(chart: helm_python.Chart) -> No
 @pytest.mark.parametrize(
     "values",
     [
-        pytest.param({"replicaCount": 2}, id="two replicas"),
+        pytest.param({"replicaCount": 2}, id="two replicas on sqlite"),
         pytest.param({"replicaCount": 0}, id="none"),
         pytest.param(
             {"database": {"kind": "postgresql"}, "keys": {"existingSecret": "k"}}, id="no database"

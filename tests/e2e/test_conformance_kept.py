@@ -189,10 +189,14 @@ async def _raced(played: Stage, kept: Kept, name: str, *, ahead: str | None) -> 
     failed = [result for result in results if isinstance(result, Exception)]
     assert all(isinstance(problem, Conflict) for problem in failed), failed
     try:
-        await release.begin_sending(played.approvals, kept, [name], [], now=now)
+        sending = release.Sending([name])
+        claim = await release.begin_sending(
+            played.approvals, kept, sending, played.directory, now=now
+        )
     except Conflict:
         assert len(failed) == 1, "an approval that was taken is sent"
         return "cancelled"
+    assert isinstance(claim, release.Claimed)
     assert failed == []
     return "approved"
 

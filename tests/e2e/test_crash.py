@@ -18,7 +18,10 @@ from gateway import config
 from gateway.app import create_services
 from gateway.audit import reading
 from gateway.audit.live import verify_live
+from gateway.audit.records import Actor
+from gateway.registry import pauses
 from gateway.store import migration
+from gateway.telemetry import utc_now
 from tests.support.demo import KEY, TRANSFER, open_world
 from tests.support.gateway import MODEL, Gateway, Process, environment, free_port, furnish
 
@@ -128,6 +131,12 @@ async def test_P_35_a_hold_survives_the_death_of_the_process(mortal: Mortal):
     assert len(await mortal.records("execution.observed")) == 1
 
 
+async def rounds(gateway: Gateway) -> int:
+    """How many rounds Azure was sent; to ask it for what became of one sends nothing."""
+    requests = await gateway.upstream_requests()
+    return sum(request["method"] == "POST" for request in requests)
+
+
 async def numbered(gateway: Gateway, response_id: str, after: int = -1) -> list[dict]:
     """The frames of a background stream past `after`, to its end."""
     query = {"stream": "true", "starting_after": str(after)}
@@ -196,10 +205,13 @@ async def test_a_decision_taken_by_another_process_resumes_the_hold(mortal: Mort
     request = (await gateway.pending())[0]
     services = create_services(mortal.settings)
     from gateway.approvals import review
-    from gateway.telemetry import utc_now
+    from gateway.audit.records import SYSTEM
+    from gateway.identity import people
 
+    new = people.NewUser("else@example.org", ("reviewer",))
+    user = await people.create_user(services.ledger, new, actor=SYSTEM, now=utc_now())
     reviewer = review.Reviewer(
-        "usr_else", "else@example.org", frozenset({"reviewer"}), frozenset(), "cli", "host"
+        user.id, user.email, frozenset({"reviewer"}), frozenset(), "cli", "host"
     )
     submission = review.Submission(request["id"], "approve", request["digest"])
     await review.review(services.approvals, reviewer, submission, now=utc_now())
@@ -219,16 +231,120 @@ async def test_a_death_while_a_call_is_being_sent_leaves_its_outcome_unknown(mor
     await reviewing
     mortal.process.kill()
     response_id = await asking
-    sent = len(await gateway.upstream_requests())
+    sent = await rounds(gateway)
     await mortal.process.start()
     response = await finished(gateway, response_id)
     assert response["status"] == "failed"
     assert (await gateway.request(request["id"]))["execution"] == "unknown"
     await asyncio.sleep(1)
-    assert len(await gateway.upstream_requests()) == sent
+    assert await rounds(gateway) == sent
     assert mortal.process.stop() == 0
     observed = await mortal.records("execution.observed")
     assert [entry["outcome"] for entry in observed] == ["unknown"]
+
+
+@pytest.mark.parametrize("moment", ["C-11: before the answer", "C-12: before it is recorded"])
+async def test_C_11_C_12_a_lost_outcome_is_found_at_azure_and_settled(mortal: Mortal, moment: str):
+    gateway = mortal.gateway
+    lost = f"{TRANSFER} fail: slow 2s on resume quirk: goes-on on resume"
+    asking = await ask_and_lose(gateway, lost)
+    request = (await gateway.pending())[0]
+    assert (await gateway.review(request)).status_code == 201
+    path = f"/exchanges/{request['exchange_id']}"
+    for _ in range(400):  # until Azure has named the round
+        if len((await gateway.api("GET", path)).json()["upstream_ids"]) == 2:
+            break
+        await asyncio.sleep(0.02)
+    if moment.startswith("C-12"):
+        mortal.process.freeze()
+        while not await gateway.effects():
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)  # the whole answer has arrived, and nobody has read it
+    mortal.process.kill()
+    await asking
+    sent = await rounds(gateway)
+    await mortal.process.start()
+    found: list[dict] = []
+    for _ in range(400):
+        shown = await gateway.request(request["id"])
+        found = [entry for entry in shown["evidence"] if entry["finding"] == "executed"]
+        if found:
+            break
+        await asyncio.sleep(0.1)
+    assert found[0]["arguments_match"] is True
+    assert shown["execution"] == "unknown"
+    body = {"outcome": "executed", "reason": "Azure shows it."}
+    settled = await gateway.api("POST", f"/approval-requests/{request['id']}/settlement", json=body)
+    assert settled.json()["execution"] == "executed"
+    assert await rounds(gateway) == sent
+    assert len(await gateway.effects()) == 1
+    assert mortal.process.stop() == 0
+    observed = await mortal.records("execution.observed")
+    assert [entry["outcome"] for entry in observed] == ["executed", "unknown"]
+
+
+async def test_C_08_a_death_while_all_is_paused_leaves_the_call_to_be_sent_later(mortal: Mortal):
+    gateway = mortal.gateway
+    asking = await ask_and_lose(gateway, TRANSFER)
+    request = (await gateway.pending())[0]
+    body = {"scope": "all", "reason": "looks odd"}
+    begun = (await gateway.api("POST", "/pauses", json=body)).json()
+    assert (await gateway.review(request)).status_code == 201
+    await asyncio.sleep(0.5)
+    mortal.process.kill()
+    response_id = await asking
+    await mortal.process.start()
+    await asyncio.sleep(1)
+    assert (await gateway.request(request["id"]))["execution"] == "not_sent"
+    assert await gateway.effects() == []
+    services = create_services(mortal.settings)
+    operator = Actor("operator", "test", "host")
+    await pauses.end(services.ledger, begun["id"], "operator", actor=operator, now=utc_now())
+    await services.db.close()
+    assert (await finished(gateway, response_id))["status"] == "completed"
+    assert len(await gateway.effects()) == 1
+
+
+async def test_C_08_a_death_while_what_an_app_goes_on_with_is_paused(mortal: Mortal):
+    """All of it was decided before the exchange began: it is saved ready to be sent."""
+    gateway = mortal.gateway
+    returns = {"gatepass-wait": "return"}
+    body: dict = {"model": MODEL, "input": TRANSFER, "tools": [gateway.tool()]}
+    first = await gateway.raw("POST", "/openai/v1/responses", json=body, headers=returns)
+    asked = first.json()["output"][-1]
+    assert (await gateway.review((await gateway.pending())[0])).status_code == 201
+    pause = {"scope": "server", "target": "bank", "reason": "looks odd"}
+    begun = (await gateway.api("POST", "/pauses", json=pause)).json()
+    wish = {
+        "type": "mcp_approval_response",
+        "approval_request_id": asked["id"],
+        "approve": True,
+    }
+    body |= {"input": [wish], "previous_response_id": first.json()["id"]}
+    going_on = asyncio.ensure_future(
+        gateway.raw("POST", "/openai/v1/responses", json=body, headers=returns)
+    )
+    for _ in range(200):
+        held = (await gateway.api("GET", "/exchanges")).json()["items"]
+        if held[0]["state"] == "holding":
+            break
+        await asyncio.sleep(0.05)
+    mortal.process.kill()
+    with contextlib.suppress(httpx2.TransportError):
+        await going_on
+    await mortal.process.start()
+    assert await gateway.effects() == []
+    services = create_services(mortal.settings)
+    operator = Actor("operator", "test", "host")
+    await pauses.end(services.ledger, begun["id"], "operator", actor=operator, now=utc_now())
+    await services.db.close()
+    for _ in range(200):
+        if await gateway.effects():
+            break
+        await asyncio.sleep(0.1)
+    assert len(await gateway.effects()) == 1
+    assert mortal.process.stop() == 0
+    assert len(await mortal.records("release.sending")) == 1
 
 
 async def test_E_09_nothing_runs_that_nobody_approved_before_the_restart(mortal: Mortal):

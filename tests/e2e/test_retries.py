@@ -16,6 +16,7 @@ import httpx2
 import openai
 import pytest
 
+from gateway.approvals.replicas import Lease
 from gateway.proxy import azure
 from gateway.store.tables import ResponseId
 from tests.support.attempts import RESPONSES, add_app, error_of
@@ -429,3 +430,19 @@ async def test_another_word_for_how_to_wait_is_refused(gateway: Gateway):
     body = {"model": MODEL, "input": "Hello"}
     answer = await gateway.raw("POST", RESPONSES, json=body, headers={"gatepass-wait": "never"})
     assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_header")
+
+
+async def test_C_15_what_was_claimed_before_a_lapse_of_the_lease_is_not_sent(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+):
+    asking = Asking(gateway, {})
+    (request,) = await gateway.pending()
+    sent = len(await posted(gateway))
+    monkeypatch.setattr(Lease, "holds", lambda *_: False)
+    monkeypatch.setattr(azure, "PAUSES", (0.01,) * len(azure.PAUSES))
+    await gateway.decide()
+    answer = await asking.task
+    assert answer.json()["error"]["code"] in {"unavailable", "server_error"}
+    assert len(await posted(gateway)) == sent
+    assert await gateway.effects() == []
+    assert (await gateway.request(request["id"]))["execution"] == "not_sent"

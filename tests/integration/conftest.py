@@ -19,6 +19,7 @@ from gateway.registry.directory import Directory
 from gateway.services import Services
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
+from gateway.store.notifications import Notifications
 from gateway.vault import open_vault
 from tests.support.clock import FakeClock
 from tests.support.house import Somebody, client_of, somebody
@@ -37,6 +38,7 @@ async def services(sqlite: Database, clock: FakeClock) -> Services:
         envelope=envelope,
         directory=directory,
         vault=open_vault(sqlite, envelope, {}),
+        notifications=Notifications(sqlite),
         wakeups=Wakeups(sqlite),
         clock=clock,
     )

@@ -263,7 +263,7 @@ async def test_a_refusal_stands_when_it_cannot_be_recorded(
 
 
 async def test_unknown_addresses_and_methods_are_problems(client, ann: Somebody) -> None:
-    for path in ("/api/v1/none", "/api/v1/grants", "/api/v1/webhook-endpoints", "/api/x"):
+    for path in ("/api/v1/none", "/api/v1/webhook-endpoints", "/api/x"):
         _is_problem(await client.get(path, headers=ann.bearer), 404, "not_found")
     response = await client.put("/api/v1/me", headers=ann.bearer)
     _is_problem(response, 405, "method_not_allowed")

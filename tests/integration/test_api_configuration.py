@@ -225,3 +225,41 @@ async def test_probing_says_when_it_cannot(client, adm: Somebody) -> None:
     answer = await _post(client, adm, "/servers/wiki/probe", {})
     assert answer.status_code in {404, 501}
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_versions_are_compared_and_put_in_shadow(
+    client, adm: Somebody, services, clock
+) -> None:
+    await _post(client, adm, "/policies", {"rules": [DENY]})
+    draft = await _post(client, adm, "/policies", {"rules": [DENY, ALLOW], "activate": False})
+    assert (draft.json()["number"], draft.json()["active"]) == (2, False)
+    query = {"from": 1, "to": 2}
+    found = await client.get("/api/v1/policies/compare", headers=adm.bearer, params=query)
+    assert found.json() == {
+        "added": [{**ALLOW, "match": {"tool": ["get_*"]}}],
+        "removed": [],
+        "changed": [],
+        "lines": ["+ reads: allow get_* on every server"],
+    }
+    begun = await _post(client, adm, "/policies/2/shadow", {})
+    assert begun.json()["shadow"] is True
+    assert services.directory.view.shadow.digest == draft.json()["digest"]
+    told = await client.get("/api/v1/policies/2/shadow", headers=adm.bearer)
+    assert told.json() == {"calls": 0, "differing": 0, "counts": [], "items": [], "next": None}
+    ended = await client.delete("/api/v1/policies/2/shadow", headers=adm.bearer)
+    assert (ended.status_code, ended.json()["shadow"]) == (200, False)
+    assert services.directory.view.shadow is None
+    again = await client.delete("/api/v1/policies/2/shadow", headers=adm.bearer)
+    assert again.status_code == 404
+
+
+async def test_a_version_is_tried_by_its_number(client, adm: Somebody, approvals, clock) -> None:
+    await held_call(approvals, clock, CallWanted(tool="get_page"))
+    await _post(client, adm, "/policies", {"rules": [ALLOW], "activate": False})
+    answer = await _post(client, adm, "/policies/simulate", {"number": 1, "since": "2026-01-01"})
+    assert answer.status_code == 422
+    since = "2026-01-01T00:00:00Z"
+    answer = await _post(client, adm, "/policies/simulate", {"number": 1, "since": since})
+    assert answer.json()["newly_allowed"] == 1
+    for body in ({}, {"number": 1, "rules": []}):
+        assert (await _post(client, adm, "/policies/simulate", body)).status_code == 400

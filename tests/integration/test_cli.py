@@ -6,15 +6,21 @@ import asyncio
 import json
 import re
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from gateway.approvals import grants
+from gateway.approvals.case import Reviewer
+from gateway.approvals.terms import Terms
 from gateway.audit.checkpoint import Proof
 from gateway.cli import app
 from gateway.cli.runtime import opened
 from gateway.config import Settings
+from gateway.identity import people
+from gateway.store.tables import Server
 from gateway.telemetry import utc_now
 from tests.support.house import CallWanted, held_call
 
@@ -49,6 +55,31 @@ class Host:
                 return await held_call(house.approvals, utc_now, wanted or CallWanted())
 
         return asyncio.run(hold())
+
+    def remembered(self, approval_id: str, email: str) -> str:
+        """Remember an approval, as somebody does on the pages."""
+
+        async def remember() -> str:
+            async with opened(Settings(data_dir=self.data)) as house:
+                user, now = await people.read(house.db, email), utc_now()
+                async with house.db.transaction() as session:
+                    session.add(
+                        Server(
+                            id="srv_1",
+                            label="wiki",
+                            url="https://mcp.example/mcp",
+                            created_at=now,
+                            changed_at=now,
+                        )
+                    )
+                roles = frozenset(user.roles)
+                who = Reviewer(user.id, user.email, roles, frozenset(), "web", "session")
+                wanted = Terms("exact", "app", now + timedelta(hours=1))
+                return await grants.remember_later(
+                    house.approvals, who, approval_id, wanted, now=now
+                )
+
+        return asyncio.run(remember())
 
 
 @pytest.fixture
@@ -213,7 +244,7 @@ def test_a_wrong_file_is_named_with_its_line(host: Host, tmp_path: Path) -> None
     for words in (["apply", str(file)], ["policy", "check", str(file)]):
         result = host.run(*words)
         assert result.exit_code == 1
-        assert re.search(r"bad\.yaml:4: .*colour", result.stderr)
+        assert re.search(r"bad\.yaml:4:\d+: .*colour", result.stderr)
     assert host.run("apply", str(tmp_path / "none.yaml")).exit_code == 1
 
 
@@ -235,6 +266,48 @@ def test_policy_simulate_tries_rules_on_past_calls(host: Host, tmp_path: Path) -
     assert "delete_page on wiki" in host.ok("policy", "simulate", str(file))
     file.write_text("servers: []\n")
     assert host.run("policy", "simulate", str(file)).exit_code == 1
+
+
+def test_policy_versions_on_the_command_line(host: Host, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("policies:\n  - {name: strict, effect: deny, match: {tool: 'delete_*'}}\n")
+    second.write_text("policies:\n  - {name: reads, effect: allow, match: {tool: 'get_*'}}\n")
+    host.ok("apply", str(first))
+    assert "Saved version 2" in host.ok("policy", "save", str(second))
+    assert host.ok("policy", "diff", "1", "2").splitlines() == [
+        "- strict: deny delete_* on every server",
+        "+ reads: allow get_* on every server",
+    ]
+    assert "in force" in host.ok("policy", "show", "1")
+    assert "Version 2 is in shadow." in host.ok("policy", "shadow", "2")
+    assert host.json("policy", "shadow")["calls"] == 0
+    assert [each["shadow"] for each in host.json("policy", "list")] == [True, False]
+    assert "not in shadow any more" in host.ok("policy", "shadow", "--end")
+    assert host.run("policy", "shadow").exit_code == 1
+    host.ok("policy", "activate", "2")
+    assert [each["active"] for each in host.json("policy", "list")] == [True, False]
+
+
+def test_a_policy_that_allows_what_people_denied_is_not_put_into_force_silently(
+    host: Host, tmp_path: Path
+) -> None:
+    host.ok("users", "create", "ann@example.org", "--role", "reviewer")
+    held = host.held(CallWanted(tool="get_page"))
+    digest = host.json("requests", "show", held)["digest"]
+    words = ("--reason", "No", "--as", "ann@example.org", "--digest", digest)
+    host.ok("requests", "deny", held, *words)
+    file = tmp_path / "draft.yaml"
+    file.write_text("policies:\n  - {name: reads, effect: allow, match: {tool: 'get_*'}}\n")
+    simulated = host.run("policy", "simulate", str(file), "--since", "7d")
+    assert "allows 1 calls that people denied" in simulated.stderr
+    host.ok("policy", "save", str(file))
+    refused = host.run("policy", "activate", "1")
+    assert refused.exit_code == 1
+    assert "would allow 1 of the last 1 calls that people denied" in refused.stderr
+    assert not host.json("policy", "list")[0]["active"]
+    host.ok("policy", "activate", "1", "--allow-denied")
+    assert host.json("policy", "list")[0]["active"]
+    assert host.run("policy", "simulate", str(file), "--since", "soon").exit_code == 1
 
 
 def test_a_credential_comes_from_stdin_or_a_file_and_stays_secret(host, tmp_path) -> None:
@@ -447,3 +520,42 @@ def test_doctor_asks_the_upstream_and_opens_credentials(host: Host, tmp_path: Pa
     assert wiki == [("server wiki: credential", "failed"), ("server wiki", "warning")]
     states = json.loads(host.run("doctor", "--json", WIKI_TOKEN="x", **env).stdout)
     assert ("server wiki: credential", "ok") in [(f["part"], f["state"]) for f in states]
+
+
+# --- what is remembered, and who stands in --------------------------------------------------
+
+
+def test_standing_in_is_said_and_ended_on_the_host(host: Host) -> None:
+    for name in ("ann", "bo"):
+        host.ok("users", "create", f"{name}@example.org", "--role", "reviewer")
+    made = host.json(
+        "delegations", "create", "bo@example.org", "--for", "ann@example.org", "--days", "3"
+    )
+    assert made["state"] == "active"
+    assert "bo@example.org" in host.ok("delegations", "list")
+    assert host.json("delegations", "end", made["id"])["state"] == "revoked"
+    assert host.run("delegations", "end", made["id"]).exit_code == 1
+
+
+def test_what_is_remembered_is_listed_and_revoked_on_the_host(host: Host) -> None:
+    host.ok("users", "create", "ann@example.org", "--role", "reviewer")
+    approval_id = host.held()
+    digest = host.json("requests", "show", approval_id)["digest"]
+    host.ok("requests", "approve", approval_id, "--as", "ann@example.org", "--digest", digest)
+    assert "Nothing is remembered." in host.run("grants", "list").output
+    grant_id = host.remembered(approval_id, "ann@example.org")
+    [listed] = host.json("grants", "list")
+    assert (listed["id"], listed["state"]) == (grant_id, "live")
+    assert '{"q": "x"}' in host.ok("grants", "show", grant_id)
+    assert host.json("grants", "revoke", grant_id)["ended_by"] == "operator"
+    assert host.json("grants", "list") == []
+    assert [one["id"] for one in host.json("grants", "list", "--all")] == [grant_id]
+    assert host.run("grants", "revoke", grant_id).exit_code == 1
+
+
+def test_a_review_is_taken_back_on_the_host(host: Host) -> None:
+    host.ok("users", "create", "ann@example.org", "--role", "reviewer")
+    approval_id = host.held()
+    result = host.run("requests", "withdraw", approval_id, "--as", "ann@example.org")
+    assert result.exit_code == 1
+    assert "no review" in result.output

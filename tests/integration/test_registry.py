@@ -435,6 +435,9 @@ async def test_groups(ledger: Ledger, db: Database, who: dict[str, Any]) -> None
         await groups.remove(ledger, "treasury", **who)
     with pytest.raises(Refused):
         await policies.activate(ledger, 1, **who)
+    later = {"name": "x", "effect": "hold", "escalate": {"after": "5m", "to": ["managers"]}}
+    with pytest.raises(Refused, match="'managers', which does not exist"):
+        await policies.save(ledger, parse([later]), **who)
     assert (await kinds(db)).count("group.changed") == 2
     assert b"ann@" not in orjson.dumps(await bodies(db))
 

@@ -86,7 +86,7 @@ async def test_s_17_a_row_moved_to_another_server_does_not_open(
     other = SecretRef("sealed", "crm", scope="srv_2 https://crm.example/mcp")
     async with db.transaction() as session:
         row = (await session.exec(select(SealedSecret))).one()
-        session.add(SealedSecret(**{**row.model_dump(), "name": sealed.key(other)}))
+        session.add(SealedSecret(**{**row.model_dump(), "name": other.stored_as}))
     with pytest.raises(Unavailable, match="does not open"):
         await vault(db, envelope).open(other)
 

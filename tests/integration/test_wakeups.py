@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.approvals.wakeups import Wakeups
-from gateway.store.database import Database
+from gateway.store.database import Database, open_database
+from gateway.store.notifications import DECIDED, Notifications
+from gateway.store.tables import metadata
 from tests.support.clock import FakeClock
 from tests.support.stage import Stage, stage
 
@@ -71,3 +73,41 @@ async def test_a_look_that_failed_is_made_up_for(
         group.create_task(elsewhere.wait([approval_id], 60))
         await failed.wait()
         monkeypatch.setattr(elsewhere._db, "reading", reading)
+
+
+@pytest.mark.postgres
+async def test_a_decision_on_one_replica_wakes_another_without_any_look(
+    postgres_database: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.approvals.wakeups._PAUSE", 3600)  # only what is heard counts
+    db, elsewhere = open_database(postgres_database), open_database(postgres_database)
+    async with db.engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    notifications = Notifications(elsewhere)
+    wakeups = Wakeups(elsewhere, notifications)
+    connected = asyncio.Event()
+    notifications.on(DECIDED, lambda _: connected.set())
+    async with stage(db, clock) as played, asyncio.TaskGroup() as group:
+        first, second = await played.ask(), await played.ask()
+        running = [group.create_task(notifications.run()), group.create_task(wakeups.run())]
+        async with asyncio.timeout(20):
+            await connected.wait()
+            waiting = group.create_task(wakeups.wait([first], 60))
+            other = group.create_task(wakeups.wait([second], 60))
+            seen = await wakeups.changes(-1, 60)
+            await played.decide(first, "deny")
+            await waiting
+            assert await wakeups.changes(seen, 60) > seen
+            assert not other.done()
+            # What was said while nobody listened is made up for by looking at everything.
+            monkeypatch.setattr(notifications, "_react", lambda *_: None)
+            await played.decide(second, "deny")
+            await asyncio.sleep(0.3)
+            assert not other.done()
+            monkeypatch.undo()
+            notifications._on_lost(None)
+            await other
+        for task in running:
+            task.cancel()
+    await db.close()
+    await elsewhere.close()

@@ -47,6 +47,11 @@ class Teller:
     def started(self, epoch: int = 1) -> None:
         self.add("ledger.started", SYSTEM, {}, epoch=epoch)
 
+    def preallowed(self, name: str, *tools: str, policy: str = DIGEST) -> None:
+        subject = {member: self.subject(name)[member] for member in ("exchange", "app", "server")}
+        fields = {"policy": policy, "rule": "reads", "tools": list(tools)}
+        self.add("call.preallowed", SYSTEM, subject, **fields)
+
     def ruled(self, name: str, effect: str = "allow", **more: object) -> None:
         fields = {"effect": effect, "policy": DIGEST, "args": args()} | more
         self.add("call.ruled", SYSTEM, self.subject(name), **fields)
@@ -68,6 +73,9 @@ class Teller:
 
     def released(self, name: str, fence: int = 1, **more: object) -> None:
         self.add("release.sending", SYSTEM, self.subject(name), fence=fence, **more)
+
+    def superseded(self, name: str) -> None:
+        self.add("approval.superseded", SYSTEM, self.subject(name), code="definition_changed")
 
     def executed(
         self, name: str, outcome: str = "executed", fence: int = 1, **more: object

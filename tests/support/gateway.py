@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,9 +211,12 @@ async def open_gateway(
 
 
 class Process:
-    """`gatepass serve` as a process of its own."""
+    """`gatepass serve`, or another module, as a process of its own."""
 
-    def __init__(self, environ: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self, environ: dict[str, str], folder: Path, run: Sequence[str] = ("gateway", "serve")
+    ) -> None:
+        self._run = run
         self._environ = {**os.environ, **environ, "BANK_TOKEN": TOKEN}
         self._log = folder / "serve.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -223,7 +226,7 @@ class Process:
         """Start it and wait until it is ready."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve"],
+                [sys.executable, "-m", *self._run],
                 env=self._environ,
                 stdout=log,
                 stderr=log,
@@ -237,6 +240,11 @@ class Process:
                 await asyncio.sleep(0.05)
         raise AssertionError(f"the gateway is not ready: {self.log()}")
 
+    def freeze(self) -> None:
+        """Let it do nothing more, though it is there."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def kill(self) -> None:
         """End it as a crash does."""
         self._end(signal.SIGKILL)
@@ -244,6 +252,11 @@ class Process:
     def stop(self) -> int:
         """End it politely; its exit code."""
         return self._end(signal.SIGTERM)
+
+    def send(self, number: int) -> None:
+        """Send it a signal, and go on."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def _end(self, number: int) -> int:
         process, self._process = self._process, None

@@ -24,6 +24,7 @@ from gateway.approvals.decisions import Approvals
 from gateway.approvals.exchanges import Opening
 from gateway.approvals.holding import Round, Rules
 from gateway.approvals.kept import Kept
+from gateway.approvals.release import Claimed, Sending
 from gateway.approvals.review import Reviewer, Submission
 from gateway.approvals.views import ApprovalView
 from gateway.approvals.wakeups import Wakeups
@@ -31,11 +32,11 @@ from gateway.audit.records import SYSTEM
 from gateway.config import Settings
 from gateway.exchange.messages import Call, Observed, ServerFacts
 from gateway.identity import login, people
-from gateway.policy.rules import parse
+from gateway.policy.rules import Policy, parse
 from gateway.registry.directory import Directory
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.tables import App, Server, ToolDefinition
+from gateway.store.tables import App, ReviewerGroup, Server, ToolDefinition, User
 from gateway.telemetry import Clock
 from tests.support.ledger import make_ledger, running
 
@@ -76,6 +77,7 @@ class Stage:
         self.directory = Directory(db)
         self.approvals = Approvals(self.ledger, self.envelope, self.wakeups)
         self.kept: dict[str, Kept] = {}
+        self.shadow: Policy | None = None
         self._calls = 0
         self.services = SimpleNamespace(
             settings=Settings(public_url=url, listen=url.removeprefix("http://")),
@@ -113,6 +115,32 @@ class Stage:
         transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
         return httpx2.AsyncClient(transport=transport, base_url=self.url, headers=sent)
 
+    async def reviewer(self, email: str, *roles: str, groups: tuple[str, ...] = ()) -> Reviewer:
+        """Somebody who reviews over the API; with the reviewer role, unless others are named."""
+        user_id = f"usr_{email}".replace("@", "_")
+        async with self.db.transaction() as session:
+            if await session.get(User, user_id) is None:
+                named = list(roles or ("reviewer",))
+                session.add(User(id=user_id, email=email, roles=named, created_at=self.clock()))
+        for name in groups:
+            await self.group(name, email)
+        user = await people.read(self.db, user_id)
+        return Reviewer(
+            user.id,
+            user.email,
+            frozenset(user.roles),
+            frozenset(user.groups),
+            channel="api",
+            auth="token",
+        )
+
+    async def group(self, name: str, *emails: str) -> None:
+        """Put people into a reviewer group."""
+        async with self.db.transaction() as session:
+            group = await session.get(ReviewerGroup, name)
+            members = {*(group.members if group else ()), *emails}
+            await session.merge(ReviewerGroup(name=name, members=sorted(members)))
+
     # --- calls ------------------------------------------------------------------------------
 
     async def ask(self, wish: Wish | None = None) -> str:
@@ -138,7 +166,7 @@ class Stage:
         rule = {"name": "money-needs-a-person", "effect": "hold", "match": {}, **wish.rule}
         saved = {"machine": {"stitcher": {"round": 0}}}
         ended = Round(kept, [call], {wish.server: server}, {}, saved)
-        rules = Rules(parse([rule]), "sha256:" + "1" * 64, {}, timedelta(hours=1))
+        rules = Rules(parse([rule]), "sha256:" + "1" * 64, {}, timedelta(hours=1), self.shadow)
         opened, _ = await holding.open_hold(self.approvals, ended, rules, now=now)
         self.kept[opened[0].approval_id] = kept
         await self.directory.reload()
@@ -184,23 +212,22 @@ class Stage:
         self, approval_id: str, verdict: str, email: str = "bo@example.org", reason: str = "Checked"
     ) -> ApprovalView:
         """A review by somebody else, over the API."""
-        reviewer = Reviewer(
-            f"usr_{email}".replace("@", "_"),
-            email,
-            frozenset({"reviewer"}),
-            frozenset(),
-            channel="api",
-            auth="token",
-        )
+        reviewer = await self.reviewer(email)
         digest = (await self.read(approval_id)).digest
         submission = Submission(approval_id, verdict, digest, reason, None)
         return await review.review(self.approvals, reviewer, submission, now=self.clock())
 
-    async def execute(self, approval_id: str, *, matches: bool | None = True) -> None:
+    async def execute(
+        self, approval_id: str, *, matches: bool | None = True, outcome: str = "executed"
+    ) -> None:
         """What Azure reports after the release."""
         kept = self.kept[approval_id]
-        await release.begin_sending(self.approvals, kept, [approval_id], [], now=self.clock())
-        observed = Observed("mcpr", "executed", matches)
+        await self.directory.refresh()
+        claim = await release.begin_sending(
+            self.approvals, kept, Sending([approval_id]), self.directory, now=self.clock()
+        )
+        assert isinstance(claim, Claimed), claim
+        observed = Observed("mcpr", outcome, matches if outcome == "executed" else None)
         await release.observe(self.approvals, kept, approval_id, observed, now=self.clock())
 
 
@@ -214,3 +241,4 @@ async def stage(db: Database, clock: Clock, url: str = URL) -> AsyncIterator[Sta
             yield played
         finally:
             watching.cancel()
+            played.approvals.rulings.close()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page
 
-from tests.support.stage import Wish
+from gateway.approvals import alarms, grants
+from gateway.approvals.alarms import About
+from gateway.approvals.terms import Terms
+from gateway.audit.records import SYSTEM
+from gateway.registry import pauses
+from gateway.registry.pauses import Pausing
+from tests.support.stage import Stage, Wish
 from tests.ui.conftest import House, Open
 
 pytestmark = pytest.mark.ui
@@ -24,10 +32,18 @@ async def addresses(house: House) -> dict[str, str]:
     wrong = await played.ask(Wish(tool="post", definition=None))
     await played.decide(wrong, "approve")
     await played.execute(wrong, matches=False)
+    remembered = await remember(played)
     denied = await played.ask(Wish(tool="wipe", rule={"require_reason": True}))
     await played.decide(denied, "deny", reason="Not now")
+    unclear = await played.ask(Wish(tool="push"))
+    await played.decide(unclear, "approve")
+    await played.execute(unclear, outcome="unknown")
+    await trouble(played)
     return {
         "overview": "/",
+        "alarms": "/alarms",
+        "unclear": "/unclear",
+        "unknown": f"/requests/{unclear}",
         "inbox": "/inbox",
         "pending": f"/requests/{pending}",
         "hostile": f"/requests/{hostile}",
@@ -41,8 +57,38 @@ async def addresses(house: House) -> dict[str, str]:
         "audit": "/audit",
         "record": "/audit/3",
         "preferences": "/preferences",
+        "remember": f"/requests/{pending}/remember",
+        "remember hostile": f"/requests/{hostile}/remember",
+        "remembered": f"/requests/{remembered}",
+        "grants": "/grants",
+        "standing in": "/delegations",
+        "broken glass": f"/requests/{hostile}/break-glass",
         "missing": "/nowhere",
     }
+
+
+async def remember(played: Stage) -> str:
+    """Grants of every kind, and a call that one of them answered."""
+    cy = await played.reviewer("cy@example.org")
+    wanted = (("exact", ()), ("fields", ("/to", "/memo")), ("tool", ()))
+    for kind, fields in wanted:
+        approval_id = await played.ask(Wish(tool="pay"))
+        if (await played.read(approval_id)).state == "pending":
+            await played.decide(approval_id, "approve")
+            source = approval_id
+        terms = Terms(kind, "end_user", played.clock() + timedelta(days=7), fields, 20)
+        await grants.remember_later(played.approvals, cy, source, terms, now=played.clock())
+    return await played.ask(Wish(tool="pay"))
+
+
+async def trouble(played: Stage) -> None:
+    """An alarm and a pause, which every page shows."""
+    about = About("mismatch", "arguments_differ", "support-bot", tool="post", server_label="bank")
+    now = played.clock()
+    async with played.ledger.transaction() as tx:
+        alarms.add(tx, about, now=now)
+    wanted = Pausing("server", "bank", "Looks odd. " + "a-long-word-without-an-end" * 8, "gateway")
+    await pauses.begin(played.ledger, wanted, actor=SYSTEM, now=now)
 
 
 async def violations(page: Page) -> list[str]:
@@ -67,7 +113,7 @@ async def test_no_page_has_an_accessibility_violation(
     found: dict[str, list[str]] = {}
     await page.goto(f"{house.url}/sign-in")
     found["sign-in"] = await violations(page)
-    await house.sign_in(page, "ann@example.org", "reviewer", "auditor")
+    await house.sign_in(page, "ann@example.org", "reviewer", "auditor", "break_glass", "admin")
     assert await page.locator("html").get_attribute("lang") == language
     for name, path in pages.items():
         await page.goto(house.url + path)
@@ -84,7 +130,9 @@ async def test_nothing_scrolls_sideways(
 ) -> None:
     page = await opened(width, 640, locale=language)
     pages = await addresses(house)
-    await house.sign_in(page, "ann.with.a.long.name@example.org", "reviewer", "auditor")
+    await house.sign_in(
+        page, "ann.with.a.long.name@example.org", "reviewer", "auditor", "break_glass", "admin"
+    )
     wide = {}
     for name, path in pages.items():
         await page.goto(house.url + path)

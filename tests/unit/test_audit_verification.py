@@ -263,6 +263,78 @@ def A_20_outcome_without_intent(t: Teller) -> None:
     t.executed("a")
 
 
+def unasked(t: Teller, *tools: str, effect: str = "allow", **leave: str) -> None:
+    t.preallowed("a", *tools, **leave)
+    t.ruled("a", effect)
+    t.requested("a", actor=SYSTEM)
+
+
+def executed_unasked(t: Teller, outcome: str = "executed") -> None:
+    t.add("execution.observed", SYSTEM, t.subject("a"), outcome=outcome)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_with_leave_for_another_tool(t: Teller) -> None:
+    unasked(t, "read_email")
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_with_leave_of_another_policy(t: Teller) -> None:
+    unasked(t, "send_email", policy="sha256:" + "7" * 64)
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_with_leave_of_another_exchange(t: Teller) -> None:
+    t.preallowed("b", "send_email")
+    t.ruled("a")
+    t.requested("a", actor=SYSTEM)
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_before_the_leave(t: Teller) -> None:
+    t.ruled("a")
+    t.requested("a", actor=SYSTEM)
+    t.decided("a", by="policy", actor=SYSTEM)
+    t.add("exchange.finished", SYSTEM, {"exchange": "exc_a"}, outcome="done")
+    executed_unasked(t)
+    t.preallowed("a", "send_email")
+
+
+@tells("execution without release", 4)
+def A_20_unasked_before_it_was_decided(t: Teller) -> None:
+    unasked(t, "send_email")
+    executed_unasked(t)
+
+
+@tells("execution without release", 5)
+def A_20_unasked_although_policy_held_it(t: Teller) -> None:
+    unasked(t, "send_email", effect="hold")
+    t.reviewed("a")
+    executed_unasked(t)
+
+
+@tells("two outcomes", 6)
+def A_22_unasked_twice(t: Teller) -> None:
+    unasked(t, "send_email")
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+    executed_unasked(t)
+
+
+@tells("released twice", 6)
+def A_22_unasked_and_released_as_well(t: Teller) -> None:
+    unasked(t, "send_email")
+    t.decided("a", by="policy", actor=SYSTEM)
+    executed_unasked(t)
+    t.released("a")
+
+
 @tells("release without decision", 2)
 def A_21_intent_without_decision(t: Teller) -> None:
     t.requested("a")
@@ -378,14 +450,14 @@ def A_21_approved_by_people_although_policy_denied(t: Teller) -> None:
     t.decided("a")
 
 
-@tells("decision by grant", 3)
+@tells("decision without grant", 3)
 def A_23_approved_by_a_grant(t: Teller) -> None:
     t.ruled("a", "hold")
     t.requested("a")
     t.decided("a", by="grant", actor=SYSTEM)
 
 
-@tells("decision by grant", 2)
+@tells("decision without grant", 2)
 def A_23_denied_by_a_grant(t: Teller) -> None:
     t.requested("a")
     t.decided("a", "deny", "grant", actor=SYSTEM)
@@ -562,6 +634,87 @@ def election_went_back(t: Teller) -> None:
     t.started(1)
 
 
+@tells("released after superseded", 5)
+def E_14_released_although_it_was_superseded(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.superseded("a")
+    t.released("a")
+
+
+@tells("superseded after release", 5)
+def E_14_superseded_after_it_was_released(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.superseded("a")
+
+
+@tells("superseded without approval", 2)
+def E_14_superseded_before_it_was_decided(t: Teller) -> None:
+    t.requested("a")
+    t.superseded("a")
+
+
+@tells("superseded without approval", 5)
+def E_14_superseded_twice(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.superseded("a")
+    t.superseded("a")
+
+
+@tells("superseded without approval", 1)
+def E_14_superseded_without_a_request(t: Teller) -> None:
+    t.superseded("a")
+
+
+@tells("another call", 4)
+def E_14_superseded_as_another_call(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    subject = {**t.subject("a"), "tool": "read"}
+    t.add("approval.superseded", SYSTEM, subject, code="definition_changed")
+
+
+@tells("released while paused", 5)
+def E_17_released_while_everything_is_paused(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.add("pause.begun", SYSTEM, {}, pause="pau_1", covers="all")
+    t.released("a")
+
+
+@tells("released while paused", 5)
+def E_17_released_while_its_app_is_paused(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.add("pause.begun", SYSTEM, {"app": "app_1"}, pause="pau_1", covers="app")
+    t.released("a")
+
+
+@tells("released while paused", 7)
+def E_17_released_while_another_pause_of_its_server_goes_on(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.add("pause.begun", SYSTEM, {}, pause="pau_1", covers="all")
+    t.add("pause.begun", SYSTEM, {"server": "crm"}, pause="pau_2", covers="server")
+    t.add("pause.ended", SYSTEM, {}, pause="pau_1", covers="all")
+    t.released("a")
+
+
+@tells("pause without beginning", 1)
+def E_17_a_pause_that_ends_before_it_began(t: Teller) -> None:
+    t.add("pause.ended", SYSTEM, {}, pause="pau_1", covers="all")
+
+
 @pytest.mark.parametrize("row", sorted(STORIES))
 def test_grammar(row: str, check: Check) -> None:
     damage, index, tell = STORIES[row]
@@ -647,6 +800,21 @@ def allowed_by_a_rule(t: Teller) -> None:
 
 
 @legal
+def called_unasked_with_leave(t: Teller) -> None:
+    unasked(t, "read_email", "send_email")
+    t.decided("a", by="policy", actor=SYSTEM, policy=DIGEST)
+    executed_unasked(t)
+
+
+@legal
+def called_unasked_and_settled_by_a_person(t: Teller) -> None:
+    unasked(t, "send_email")
+    t.decided("a", by="policy", actor=SYSTEM, policy=DIGEST)
+    executed_unasked(t, "unknown")
+    t.add("execution.observed", SYSTEM, t.subject("a"), outcome="executed", reconciled=True)
+
+
+@legal
 def denied_by_a_rule(t: Teller) -> None:
     t.ruled("a", "deny")
     t.requested("a")
@@ -679,6 +847,49 @@ def not_sent_and_released_again(t: Teller) -> None:
     t.executed("a", "not_sent", fence=1)
     t.released("a", fence=2)
     t.executed("a", "executed", fence=2)
+
+
+@legal
+def superseded_and_asked_anew(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.superseded("a")
+    t.whole("b")
+
+
+@legal
+def superseded_after_it_was_not_sent(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.executed("a", "not_sent")
+    t.superseded("a")
+
+
+@legal
+def unknown_and_looked_into(t: Teller) -> None:
+    t.requested("a")
+    t.reviewed("a")
+    t.decided("a")
+    t.released("a")
+    t.executed("a", "unknown")
+    t.add("execution.evidence", SYSTEM, t.subject("a"), finding="executed", match=True)
+    t.executed("a", "executed", reconciled=True)
+
+
+@legal
+def released_after_the_pause_and_beside_others(t: Teller) -> None:
+    t.add("pause.begun", SYSTEM, {}, pause="pau_1", covers="all")
+    t.add("pause.begun", SYSTEM, {"app": "app_2"}, pause="pau_2", covers="app")
+    t.add("pause.begun", SYSTEM, {"server": "bank"}, pause="pau_3", covers="server")
+    t.requested("b")
+    t.reviewed("b", verdict="deny")
+    t.decided("b", "deny")
+    t.released("b", approve=False)
+    t.add("pause.ended", SYSTEM, {}, pause="pau_1", covers="all")
+    t.whole("a")
 
 
 @legal

@@ -145,7 +145,7 @@ WRONG = [
     ),
     (
         "policies:\n  - name: x\n    effect: hold\n    when: args.amount >\n",
-        "bad.yaml:4: policies[0].when: line 1, column 14: Syntax error",
+        "bad.yaml:4: policies[0].when: Syntax error",
     ),
     ("policies: {}\n", "bad.yaml:1: policies: must be a list of rules, not a mapping"),
     (
@@ -188,8 +188,10 @@ def test_what_is_wrong_is_said_with_its_line(text: str, message: str) -> None:
     with pytest.raises(Refused) as caught:
         parse({"bad.yaml": text})
     lines = caught.value.message.split("\n")
+    assert all(re.match(r"bad\.yaml:\d+:\d+: \S", line) for line in lines)
+    # The exact columns: tests/unit/policies_wrong.
+    lines = [re.sub(r"^(bad\.yaml:\d+):\d+", r"\1", line) for line in lines]
     assert any(line.startswith(message) for line in lines), lines
-    assert all(re.match(r"bad\.yaml:\d+: \S", line) for line in lines)
     assert "canary" not in caught.value.message
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Refused
-from gateway.exchange.enforcement import Enforced, enforce
+from gateway.exchange.enforcement import Enforced, enforce, with_leave
 from gateway.exchange.inspection import inspect
 from gateway.exchange.messages import Binding, Bypass, Call, Carried, ServerFacts
 from tests.support.rounds import SERVER, Json
@@ -264,3 +264,16 @@ def test_whatever_an_app_declares_what_is_sent_is_ours(more: Json) -> None:
     body = {"tools": [{**THEIRS, **more, "allowed_callers": ["direct"]}]}
     (sent,) = enforced(body).body["tools"]
     assert sent == REBUILT
+
+
+def test_leave_is_given_by_name_to_the_servers_that_it_is_for() -> None:
+    other = {"type": "mcp", "server_label": "wiki", "require_approval": "always"}
+    function = {"type": "function", "name": "f"}
+    body = {"model": "m", "tools": [function, REBUILT, other]}
+    before = copy.deepcopy(body)
+    bindings = (Binding(1, "crm", "srv_1", SERVER), Binding(2, "wiki", "srv_2", "https://w"))
+    sent = with_leave(body, bindings, {"crm": ["list", "get"]})
+    assert body == before
+    leave = {"never": {"tool_names": ["get", "list"]}}
+    assert sent["tools"] == [function, {**REBUILT, "require_approval": leave}, other]
+    assert with_leave(body, bindings, {"crm": [], "f": ["f"]}) == body

@@ -21,6 +21,7 @@ from gateway.exchange.messages import (
     Mismatch,
     Observed,
     Plan,
+    Reopened,
     Started,
 )
 from tests.support.playbook import (
@@ -413,6 +414,57 @@ def test_b_17_frames_before_their_item_wait_until_it_is_known_not_to_be_hidden()
     assert [command.type for command in commands] == [added(1, {}).type, early(1).type]
     assert [command.data["output_index"] for command in commands] == [0, 0]
     assert [command.data["sequence_number"] for command in commands] == [2, 3]
+
+
+# --- answers that were not sent -------------------------------------------------------------
+
+
+def test_an_answer_that_does_not_stand_any_more_is_waited_for_again() -> None:
+    book = held(first=Round("resp_1", [request(), request("mcpr_2", '{"id":43}')]))
+    first = book.decide(mcpr_1=YES, mcpr_2=NO)
+    book.play(Reopened(("mcpr_1",)), Hold((), ("mcpr_1",)))
+    assert book.exchange.answers == {"mcpr_1": None, "mcpr_2": NO}
+    second = book.decide(mcpr_1=Answer(False, "Changed"))
+    assert (second.round, second.releases, second.denials) == (1, (), ("mcpr_1", "mcpr_2"))
+    assert second.body["previous_response_id"] == first.body["previous_response_id"]
+    assert second.body["input"] == [
+        answer_item("mcpr_1", approve=False, reason="Changed"),
+        answer_item("mcpr_2", approve=False, reason="Wrong record"),
+    ]
+
+
+def test_a_round_that_waited_to_be_sent_is_the_same_afterwards() -> None:
+    book = held()
+    forward = book.decide(mcpr_1=YES)
+    book.play(Reopened(), forward)
+    assert book.hear(Round("resp_2", [call(), message()]))[0] == Observed(
+        "mcpr_1", "executed", True
+    )
+
+
+def test_what_was_carried_here_is_taken_back_too() -> None:
+    old = Call("mcpr_0", "crm", "update_contact", "{}", 0)
+    plan = replace(a_plan(previous_response_id="resp_0"), carried=(Carried(old, YES),))
+    book = Playbook(plan)
+    (forward,) = book.receive(Started())
+    book.play(Reopened(("mcpr_0",)), Hold((), ("mcpr_0",)))
+    assert book.decide(mcpr_0=YES) == forward
+
+
+def test_only_what_was_not_sent_can_be_taken_back() -> None:
+    book = held()
+    with pytest.raises(RuntimeError):
+        book.exchange.receive(Reopened(("mcpr_1",)))
+    book.decide(mcpr_1=YES)
+    with pytest.raises(RuntimeError, match="not sent"):
+        book.exchange.receive(Reopened(("mcpr_other",)))
+    book.hear_frames(Round("resp_2", [call()]).frames()[:1])
+    with pytest.raises(RuntimeError, match="not sent"):
+        book.exchange.receive(Reopened(("mcpr_1",)))
+    first = Playbook(a_plan())
+    first.start()
+    with pytest.raises(RuntimeError, match="not sent"):
+        first.exchange.receive(Reopened())
 
 
 # --- mixed rounds, limits -------------------------------------------------------------------

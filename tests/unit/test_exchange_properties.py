@@ -29,6 +29,7 @@ from gateway.exchange.messages import (
     Observed,
     Plan,
     Rejected,
+    Reopened,
     Started,
 )
 from gateway.exchange.sse import FrameReader, render
@@ -211,6 +212,37 @@ def test_saving_and_reading_at_every_step_changes_nothing(script: Script) -> Non
     direct = play(script, lambda round_: copy.deepcopy(told[round_.id]))
     saved = play(script, lambda round_: copy.deepcopy(told[round_.id]), save=resumed)
     compare(saved, direct, "saved at every step")
+
+
+@given(scripts())
+@settings(max_examples=60, deadline=None)
+def test_a_round_taken_back_and_decided_again_is_the_same_round(script: Script) -> None:
+    random, times = Random(script.seed), 0
+
+    def take_back(exchange: Exchange) -> Exchange:
+        nonlocal times
+        begun = len(exchange.upstream_ids) > exchange.stitcher.round
+        if exchange.state != "forwarding" or begun or not exchange.told:
+            return exchange
+        before, names = orjson.dumps(exchange.snapshot()), list(exchange.told)
+        some = tuple(random.sample(names, random.randint(0, len(names))))
+        commands = exchange.receive(Reopened(some))
+        if some:
+            (hold,) = commands
+            assert isinstance(hold, Hold)
+            assert (hold.open, set(hold.awaited)) == ((), set(some))
+            exchange = resumed(exchange)
+        for name in some:
+            commands = exchange.receive(Decided(name, script.answers[name]))
+        assert isinstance(commands[-1], Forward)
+        assert orjson.dumps(exchange.snapshot()) == before
+        times += 1
+        return exchange
+
+    direct = play(script, lambda round_: [round_.plain()])
+    again = play(script, lambda round_: [round_.plain()], save=take_back)
+    compare(again, direct, "taken back before every round")
+    assert times == sum(isinstance(turn, Forward) for turn in direct) - 1
 
 
 @given(scripts())

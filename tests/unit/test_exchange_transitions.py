@@ -18,6 +18,7 @@ from gateway.exchange.messages import (
     FrameSeen,
     Plan,
     Rejected,
+    Reopened,
     Started,
 )
 from tests.support.playbook import NO, YES, a_plan
@@ -45,7 +46,9 @@ def events(exchange: Exchange) -> Iterator[Event]:
     yield Broken("reset", sent=True)
     yield Broken("reset", sent=False)
     yield Cancelled("gone")
+    yield Reopened()
     for name in [*ids, "mcpr_0", "mcpr_9"]:
+        yield Reopened((name,))
         yield Decided(name, YES)
         yield Decided(name, NO)
     yield FrameSeen("response.created", {"response": {"id": f"resp_{number}"}})
@@ -111,6 +114,7 @@ def test_the_table_equals_what_the_machine_does() -> None:
         ("forwarding", "Rejected"),
         ("forwarding", "Broken"),
         ("forwarding", "Cancelled"),
+        ("forwarding", "Reopened"),
         ("holding", "Decided"),
         ("holding", "Cancelled"),
     }
@@ -124,6 +128,8 @@ def test_the_table_equals_what_the_machine_does() -> None:
         ("Rejected", "failed"),
         ("Broken", "failed"),
         ("Cancelled", "cancelled"),
+        ("Reopened", "holding"),
+        ("Reopened", "forwarding"),
     }
 
 

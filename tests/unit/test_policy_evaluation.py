@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.policy import CallFacts, Effect, Policy, Ruling, evaluate, parse
+from gateway.policy import (
+    CallFacts,
+    Effect,
+    Policy,
+    Ruling,
+    always_allows,
+    combine,
+    evaluate,
+    parse,
+    unevaluated,
+)
 
 NOW = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 
@@ -62,6 +72,23 @@ def test_the_strictest_of_several_holds_wins() -> None:
     assert ruling.require_reason
     assert ruling.undo_seconds == 5
     assert ruling.why == "Rule 'two' holds this call for 2 reviewers, and 2 more rules do."
+
+
+def test_a_request_escalates_soonest_and_to_all_that_any_rule_names() -> None:
+    def escalate(after: str, *to: str) -> dict[str, Any]:
+        return {"escalate": {"after": after, "to": list(to)}}
+
+    ruling = ruled(
+        [
+            rule("one", "hold", **escalate("1h", "managers")),
+            rule("two", "hold", **escalate("15m", "board", "managers")),
+            rule("three", "hold"),
+        ]
+    )
+    assert ruling.escalate_after == timedelta(minutes=15)
+    assert ruling.escalate_to == ("board", "managers")
+    alone = ruled([rule("three", "hold")])
+    assert (alone.escalate_after, alone.escalate_to) == (None, ())
 
 
 def test_groups_are_never_united() -> None:
@@ -242,3 +269,89 @@ def test_adding_a_hold_never_loosens(rules: list[Any]) -> None:
 def test_no_argument_string_raises(arguments: str) -> None:
     policy = Policy(parse([rule("a", "allow", when="args.x == 1 || call.arguments == 'x'")]).rules)
     assert evaluate(policy, call(arguments), NOW).effect in tuple(Effect)
+
+
+@given(_rules(), _rules(), st.sampled_from(['{"n": 2}', '{"n": 4}', "{"]))
+def test_more_denials_never_release(rules: list[Any], more: list[Any], arguments: str) -> None:
+    facts = call(arguments)
+    extra = [rule(f"x{n}", "deny", **_without_hold(each)) for n, each in enumerate(more)]
+    before, after = ruled(rules, facts), ruled([*rules, *extra], facts)
+    if before.effect is not Effect.ALLOW:
+        assert after.effect is not Effect.ALLOW
+    if before.effect is Effect.DENY:
+        assert after.effect is Effect.DENY
+
+
+@given(_rules(), st.sampled_from(['{"n": 2}', '{"n": 4}', "{"]))
+def test_an_allow_never_beats_what_holds_or_denies(rules: list[Any], arguments: str) -> None:
+    facts = call(arguments)
+    stricter = [each for each in rules if each["effect"] != "allow"]
+    before, after = ruled(stricter, facts), ruled([*stricter, rule("all", "allow")], facts)
+    if before.rule is None:
+        assert (after.effect, after.rule) == (Effect.ALLOW, "all")
+    else:
+        assert (after.effect, after.rule) == (before.effect, before.rule)
+
+
+@given(_rules(), st.sampled_from(['{"n": 2}', '{"n": 4}', "{"]))
+def test_what_cannot_be_evaluated_is_never_looser(rules: list[Any], arguments: str) -> None:
+    order = (Effect.ALLOW, Effect.HOLD, Effect.DENY)
+    facts, policy = call(arguments), parse(rules)
+    known = evaluate(policy, facts, NOW)
+    unknown = combine(unevaluated(policy, facts, "it took too long"))
+    assert order.index(unknown.effect) >= order.index(known.effect)
+
+
+def _without_hold(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: members[name] for name in ("match", "when") if name in members}
+
+
+_ANNOTATIONS = st.dictionaries(
+    st.sampled_from(["readOnlyHint", "read_only", "destructiveHint", "idempotentHint", "title"]),
+    st.one_of(st.booleans(), st.text(max_size=5), st.none()),
+)
+
+
+@given(_rules(), _ANNOTATIONS, st.sampled_from(['{"n": 2}', "{"]))
+def test_r_14_what_a_server_says_of_its_tool_changes_no_ruling(
+    rules: list[Any], annotations: dict[str, Any], arguments: str
+) -> None:
+    definition = {"name": "get_contact", "annotations": annotations}
+    claimed = ruled(rules, call(arguments, definition=definition))
+    assert claimed == ruled(rules, call(arguments))
+
+
+def test_r_14_a_condition_may_ask_for_what_was_pinned_and_only_narrow_itself() -> None:
+    read_only = rule("a", "allow", when="call.annotations.readOnlyHint")
+    claims = call(definition={"annotations": {"readOnlyHint": True}})
+    assert ruled([read_only], claims).effect is Effect.ALLOW
+    for claimed in ({}, {"readOnlyHint": "true"}, {"readOnlyHint": 1}, None, "readOnlyHint"):
+        facts = call(definition={"annotations": claimed})
+        assert ruled([read_only], facts).effect is Effect.HOLD
+    assert ruled([read_only, rule("d", "deny")], claims).effect is Effect.DENY
+
+
+@given(_rules(), st.sampled_from(['{"n": 2}', '{"n": 4}', "{", '{"n": 9, "n": 1}']))
+def test_what_is_always_allowed_is_allowed_whatever_the_arguments(
+    rules: list[Any], arguments: str
+) -> None:
+    name = always_allows(parse(rules), "bot", "crm", "get_contact")
+    if name is not None:
+        assert ruled(rules, call(arguments)).effect is Effect.ALLOW
+
+
+@pytest.mark.parametrize(
+    ("rules", "name"),
+    [
+        ([], None),
+        ([rule("a", "allow")], "a"),
+        ([rule("b", "allow"), rule("a", "allow", when="args.n > 3")], "b"),
+        ([rule("a", "allow", when="true")], None),
+        ([rule("a", "allow"), rule("h", "hold", when="false")], None),
+        ([rule("a", "allow"), rule("d", "deny", match={"tool": "get_*"}, when="args.n > 3")], None),
+        ([rule("a", "allow"), rule("d", "deny", match={"tool": "set_*"})], "a"),
+        ([rule("a", "allow", match={"app": "other"})], None),
+    ],
+)
+def test_what_is_always_allowed(rules: list[Any], name: str | None) -> None:
+    assert always_allows(parse(rules), "bot", "crm", "get_contact") == name

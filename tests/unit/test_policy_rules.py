@@ -7,11 +7,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import yaml
 
 from gateway.errors import Refused
-from gateway.policy import Effect, Policy, check, parse
+from gateway.policy import Effect, Escalation, Policy, check, parse
 from gateway.policy.durations import format_duration, parse_duration
+from gateway.registry import declaration
 
 RULE = {"name": "x", "effect": "hold"}
 WRONG = [
@@ -51,6 +51,19 @@ WRONG = [
     ({**RULE, "always_ask": "yes"}, "p[0].always_ask: must be true or false, not text"),
     ({**RULE, "undo_seconds": 31}, "p[0].undo_seconds: must be a whole number from 0 to 30"),
     ({**RULE, "on_expiry": "allow"}, "p[0].on_expiry: must be deny: a request that nobody"),
+    ({**RULE, "escalate": "15m"}, "p[0].escalate: must be a mapping of after and to, not text"),
+    ({**RULE, "escalate": {"after": "15m"}}, "p[0].escalate: needs to, such as {after: 15m, to: ["),
+    ({**RULE, "escalate": {"to": ["x"]}}, "p[0].escalate: needs after, such as {after: 15m, to:"),
+    ({**RULE, "escalate": {"after": "soon", "to": "x"}}, "p[0].escalate.after: must be a duration"),
+    ({**RULE, "escalate": {"after": "1m", "to": []}}, "p[0].escalate.to: must be a name or a list"),
+    (
+        {**RULE, "escalate": {"after": "1m", "to": "x", "in": 1}},
+        "unknown member 'in' in p[0].escal",
+    ),
+    (
+        {**RULE, "effect": "deny", "escalate": {}},
+        "p[0].escalate: has a meaning only with effect: h",
+    ),
     ({**RULE, "effect": "allow", "quorum": 2}, "p[0].quorum: has a meaning only with effect: hold"),
     ({**RULE, "effect": "deny", "on_expiry": "deny"}, "p[0].on_expiry: has a meaning only with"),
 ]
@@ -103,6 +116,7 @@ def test_document_and_parse_are_inverse() -> None:
         "require_reason": True,
         "undo_seconds": 10,
         "on_expiry": "deny",
+        "escalate": {"after": "15m", "to": ["managers", "treasury"]},
     }
     policy = parse([everything])
     again = parse(policy.documents())
@@ -112,6 +126,7 @@ def test_document_and_parse_are_inverse() -> None:
     assert rule.effect is Effect.HOLD
     assert rule.groups == ("treasury",)
     assert rule.expires == timedelta(minutes=90)
+    assert rule.escalate == Escalation(timedelta(minutes=15), ("managers", "treasury"))
     assert policy.documents()[0]["expires"] == "1h30m"
 
 
@@ -174,15 +189,35 @@ def test_match_needs_all_three() -> None:
     assert not rule.match.covers("a", "s", "x")
 
 
-def _examples() -> list[str]:
-    page = Path(__file__).parents[2] / "docs" / "policy.md"
-    return re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+def _examples() -> list[tuple[str, str]]:
+    """Every declarative example of every document that has rules in it."""
+    root = Path(__file__).parents[2]
+    found = []
+    for page in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
+        blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        found += [(page.name, block) for block in blocks if "policies:" in block]
+    return found
 
 
-def test_the_page_has_examples() -> None:
-    assert len(_examples()) >= 5
+EXAMPLES = _examples()
 
 
-@pytest.mark.parametrize("example", _examples())
-def test_every_example_of_the_page_is_a_policy(example: str) -> None:
-    assert parse(yaml.safe_load(example)["policies"]).rules
+def test_the_documents_have_examples() -> None:
+    pages = [page for page, _ in EXAMPLES]
+    assert pages.count("policy.md") >= 6
+    assert "README.md" in pages
+
+
+@pytest.mark.parametrize(
+    ("page", "example"), EXAMPLES, ids=[f"{n}-{page}" for n, (page, _) in enumerate(EXAMPLES)]
+)
+def test_every_example_of_the_documents_is_a_policy(page: str, example: str) -> None:
+    policy = declaration.parse({page: example}).policy
+    assert policy is not None
+    assert policy.rules
+
+
+def test_every_variable_of_conditions_has_an_example() -> None:
+    conditions = " ".join(example for page, example in EXAMPLES if page == "policy.md")
+    for variable in ("args.", "call.end_user", "call.annotations", "app ==", "now.get"):
+        assert variable in conditions

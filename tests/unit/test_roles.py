@@ -16,9 +16,11 @@ VIEWER = {
 }
 MATRIX = {
     "viewer": VIEWER,
-    "reviewer": VIEWER | {"requests.review"},
+    "reviewer": VIEWER
+    | {"requests.review", "alarms.close", "pauses.begin", "grants.end", "delegations.write"},
+    "break_glass": VIEWER | {"requests.break_glass"},
     "auditor": VIEWER | {"audit.read", "audit.export", "users.read"},
-    "admin": {p.value for p in Permission} - {"requests.review"},
+    "admin": {p.value for p in Permission} - {"requests.review", "requests.break_glass"},
 }
 
 

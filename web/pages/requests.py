@@ -17,13 +17,14 @@ from starlette.responses import RedirectResponse, Response
 from gateway.approvals import lifecycle, reading, review
 from gateway.approvals.reading import Query
 from gateway.approvals.review import Reviewer, Submission
-from gateway.approvals.views import ApprovalView
+from gateway.approvals.views import ApprovalView, ReviewView
 from gateway.errors import Conflict, Refused
+from gateway.identity import delegations
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 from web import arguments, checks, frame, visible, words
 from web.pages import inbox, telling
-from web.pages.telling import Teller
+from web.pages.telling import Teller, reviewer_of
 
 router = APIRouter(prefix="/requests")
 OUTCOMES = tuple(state for state in lifecycle.STATES if state != lifecycle.PENDING)
@@ -88,7 +89,8 @@ async def show(request: Request, approval_id: str, reader: Looking) -> Response:
         effect=tell.effect(view),
         outcome=tell.outcome(view),
         timeline=tell.timeline(view),
-        objection=tell.objection(view, reader),
+        objection=tell.objection(view, reader, await _lent(request, view, reader)),
+        mine=_mine(view, reader),
         credential=tell.credential(servers.get(view.server_id)),
         definition=definition,
         definition_signs=tell.hazards(definition),
@@ -118,10 +120,7 @@ async def decide(
     request: Request, approval_id: str, reader: Deciding, form: Annotated[ReviewForm, Form()]
 ) -> Response:
     """Take a review; afterwards the browser is on the request's page again."""
-    reviewer = Reviewer(
-        reader.user_id, reader.email, reader.roles, reader.groups, channel="web", auth=reader.auth
-    )
-    problem = await _review(request, reviewer, form.submission(approval_id))
+    problem = await _review(request, reviewer_of(reader), form.submission(approval_id))
     match problem:
         case None:
             return RedirectResponse(f"/requests/{approval_id}", 303)
@@ -133,11 +132,21 @@ async def decide(
             return await _form(request, view, form.verdict, form, problem)
 
 
+@router.post("/{approval_id}/withdraw")
+async def withdraw(request: Request, approval_id: str, reader: Deciding) -> Response:
+    """Take one's own review back; afterwards the browser is on the request's page again."""
+    context, now = frame.web(request).services.approvals, frame.now(request)
+    try:
+        await review.withdraw(context, reviewer_of(reader), approval_id, now=now)
+    except Conflict as problem:
+        return await _conflict(request, await _read(request, approval_id), problem.code, None)
+    return RedirectResponse(f"/requests/{approval_id}", 303)
+
+
 async def _review(
     request: Request, reviewer: Reviewer, submission: Submission
 ) -> Conflict | Refused | None:
-    services = frame.web(request).services
-    context = review.Approvals(services.ledger, services.envelope, services.wakeups)
+    context = frame.web(request).services.approvals
     try:
         await review.review(context, reviewer, submission, now=frame.now(request))
     except (Conflict, Refused) as problem:
@@ -148,6 +157,21 @@ async def _review(
 async def _read(request: Request, approval_id: str) -> ApprovalView:
     services = frame.web(request).services
     return await reading.read(services.db, services.envelope, approval_id)
+
+
+async def _lent(request: Request, view: ApprovalView, reader: Principal) -> list[lifecycle.Person]:
+    """For whom the reader stands in, where groups matter."""
+    if not view.groups or view.state != lifecycle.PENDING:
+        return []
+    db = frame.web(request).services.db
+    lent = await delegations.lent_to(db, reader.email, frame.now(request))
+    return [lifecycle.Person(other.email, other.groups) for other in lent]
+
+
+def _mine(view: ApprovalView, reader: Principal) -> ReviewView | None:
+    address = reader.email.casefold()
+    mine = (given for given in view.reviews if given.reviewer.casefold() == address)
+    return next(mine, None)
 
 
 def _facts(view: ApprovalView, tell: Teller) -> dict[str, object]:

@@ -5,7 +5,7 @@ Chooses words, never facts. Says "executed" or "sent" only where that was observ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,8 +14,9 @@ import orjson
 from markupsafe import Markup
 
 from gateway.approvals import lifecycle
-from gateway.approvals.views import ApprovalView, DecisionView, ReviewView
-from gateway.errors import Refused
+from gateway.approvals.case import Reviewer
+from gateway.approvals.views import ApprovalView, DecisionView, ReviewView, SettlementView
+from gateway.errors import GatepassError, Refused
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission, allowed
 from gateway.registry.directory import ServerView
@@ -62,6 +63,11 @@ _REVIEWED = {
     "approve": N_("%(who)s approved"),
     "deny": N_("%(who)s denied"),
 }
+_SETTLED = {
+    "executed": N_("%(who)s found out that it was executed"),
+    "not_executed": N_("%(who)s found out that it was not executed"),
+}
+_EMERGENCY = N_("%(who)s broke the glass and approved alone")
 _EXECUTED = {
     True: N_("Executed. The arguments match what was approved."),
     False: N_("Executed. The arguments do NOT match what was approved."),
@@ -109,8 +115,10 @@ class Teller:
             return Markup.escape(visible.visible(signal["sentence"]))
         return self.say(known)
 
-    def objection(self, view: ApprovalView, reader: Principal) -> str | None:
-        """Why this reader may not decide the request, or None."""
+    def objection(
+        self, view: ApprovalView, reader: Principal, lent: Sequence[lifecycle.Person] = ()
+    ) -> str | None:
+        """Why this reader may not decide the request, or None. `lent`: whom they stand in for."""
         if not allowed(reader.roles, Permission.REVIEW_REQUESTS):
             return self.say(N_("Deciding needs the reviewer role; an admin can give it."))
         address = reader.email.casefold()
@@ -124,11 +132,18 @@ class Teller:
             view.owner,
             view.end_user,
         )
+        mine = lifecycle.Person(reader.email, reader.groups)
+        if isinstance(lifecycle.capacity(standing, mine, lent), lifecycle.Capacity):
+            return None
         why = lifecycle.barrier(standing, reader.email, reader.groups)
-        return self._barrier(standing, why, address) if why is not None else None
+        return self._barrier(standing, why, address, reader.groups) if why is not None else None
 
-    def _barrier(self, standing: lifecycle.Standing, why: str, address: str) -> str:
-        if standing.owner is not None and standing.owner.casefold() == address:
+    def _barrier(
+        self, standing: lifecycle.Standing, why: str, address: str, groups: frozenset[str]
+    ) -> str:
+        mine = lifecycle.Person(address, groups)
+        own = lifecycle.conflict(standing, mine) is not None
+        if own and not (standing.end_user and standing.end_user.casefold() == address):
             return self.say(N_("You own the app that asks; somebody else has to decide."))
         if standing.end_user is not None and standing.end_user.casefold() == address:
             return self.say(N_("You are named as the end user; somebody else has to decide."))
@@ -154,10 +169,11 @@ class Teller:
         """How it ended and what happened next; None while it waits."""
         if view.state == lifecycle.PENDING:
             return None
-        reached = words.outcome_of(view.state, view.execution, view.arguments_match)
+        reached = _reached(view)
         tone, title, sentence = words.OUTCOMES[reached]
         told = self.say(sentence)
-        if view.execution == "executed" and view.executed_at and view.decision:
+        observed = view.execution == "executed" and view.settlement is None
+        if observed and view.executed_at and view.decision:
             span = self._ui.reader.duration(view.executed_at - view.decision.at)
             told = self.say(N_("Executed %(span)s after the decision."), span=span) + " " + told
         return Outcome(tone, _ICONS[tone], self.say(title), told)
@@ -171,18 +187,42 @@ class Teller:
         yield Step("pending", "waiting", asked, view.created_at)
         for review in view.reviews:
             tone = "good" if review.verdict == "approve" else "bad"
-            text = self.say(_REVIEWED[review.verdict], who=seen(review.reviewer))
+            text = self.say(_reviewed(review), who=seen(review.reviewer))
+            if review.on_behalf_of:
+                for_whom = seen(review.on_behalf_of)
+                text += " " + self.say(N_("(standing in for %(whom)s)"), whom=for_whom)
+            if not review.counts:
+                text += " " + self.say(N_("(does not count: may not sign in any more)"))
             told = {"reason": review.reason, "note": review.note}
             yield Step(_ICONS[tone], tone, text, review.at, **told)
+        if view.escalation is not None and view.escalation.since is not None:
+            groups = seen(", ".join(view.escalation.to))
+            text = self.say(N_("Nobody had decided, so %(groups)s may decide too"), groups=groups)
+            yield Step("warning", "waiting", text, view.escalation.since)
         if view.decision is not None:
             yield self._decided(view.state, view.decision)
-        if view.execution == "executed":
+        yield from self._after(view)
+
+    def _after(self, view: ApprovalView) -> Iterator[Step]:
+        """What became of an approved call."""
+        if view.superseded_by is not None:
+            tone, title, _ = words.OUTCOMES["superseded"]
+            yield Step(_ICONS[tone], tone, self.say(title))
+        elif view.settlement is not None:
+            tone, title, _ = words.OUTCOMES["approved unknown"]
+            yield Step(_ICONS[tone], tone, self.say(title), view.executed_at)
+            yield self._settled(view.settlement)
+        elif view.execution == "executed":
             tone = "alarm" if view.arguments_match is False else "good"
             text = self.say(_EXECUTED[view.arguments_match])
             yield Step(_ICONS[tone], tone, text, view.executed_at)
         elif view.execution in ("failed", "unknown", "sending"):
             tone, title, _ = words.OUTCOMES[f"approved {view.execution}"]
             yield Step(_ICONS[tone], tone, self.say(title), view.executed_at)
+
+    def _settled(self, settlement: SettlementView) -> Step:
+        text = self.say(_SETTLED[settlement.outcome], who=seen(settlement.by))
+        return Step("approved", "waiting", text, settlement.at, note=settlement.reason)
 
     def _decided(self, state: str, decision: DecisionView) -> Step:
         by = self.say(words.DECIDERS.get(decision.by, decision.by))
@@ -200,6 +240,13 @@ class Teller:
             return Markup(", ").join(seen(name) for name in _names(view.reviews))
         return self.say(words.DECIDERS.get(by, by))
 
+    def refusal(self, problem: GatepassError | None) -> str | None:
+        """Why something was not done, in the reader's language where its code says enough."""
+        if problem is None:
+            return None
+        known = words.REFUSALS.get(problem.code) or words.CONFLICTS.get(problem.code)
+        return self.say(known) if known else str(seen(problem.message))
+
     def problem(self, problem: Refused | None) -> str | None:
         """Why a form was not taken."""
         if problem is None:
@@ -209,9 +256,28 @@ class Teller:
         return str(seen(problem.message))
 
 
+def _reached(view: ApprovalView) -> str:
+    if view.superseded_by is not None:
+        return "superseded"
+    if view.settlement is not None:
+        return f"settled {view.settlement.outcome}"
+    return words.outcome_of(view.state, view.execution, view.arguments_match)
+
+
+def reviewer_of(reader: Principal) -> Reviewer:
+    """Who is looking, as somebody who decides over the pages."""
+    return Reviewer(
+        reader.user_id, reader.email, reader.roles, reader.groups, channel="web", auth=reader.auth
+    )
+
+
 def definition(view: ApprovalView) -> arguments.ArgumentView:
     """The tool definition, laid out like arguments are."""
     return arguments.view(orjson.dumps(view.definition or {}).decode())
+
+
+def _reviewed(review: ReviewView) -> str:
+    return _EMERGENCY if review.emergency else _REVIEWED[review.verdict]
 
 
 def _names(reviews: tuple[ReviewView, ...]) -> list[str]:
