@@ -26,11 +26,12 @@ class Fault:
     name: str
     mutations: tuple[Mutation, ...]
     spoil: str = ""  # a statement that takes a guard of the database away
+    events: str = ""  # what happens, where the fault needs much of something rare
 
 
-def fault(name: str, *changes: tuple[str, str, str], spoil: str = "") -> Fault:
+def fault(name: str, *changes: tuple[str, str, str], spoil: str = "", events: str = "") -> Fault:
     """A fault made of changes (function, old text, new text)."""
-    return Fault(name, tuple(Mutation(name, *change) for change in changes), spoil)
+    return Fault(name, tuple(Mutation(name, *change) for change in changes), spoil, events)
 
 
 FAULTS = (
@@ -50,6 +51,7 @@ FAULTS = (
 """,
             "",
         ),
+        events="walk walk recover open step",
     ),
     fault(
         "an exchange is finished by whoever has it",
@@ -106,6 +108,12 @@ FAULTS = (
             ", col(ApprovalRequest.state) == lifecycle.PENDING",
             "",
         ),
+        (
+            f"{DECISIONS}:decide",
+            "actor=decision.actor,",
+            "actor=decision.actor, key=decision.state,",
+        ),
+        events="walk review review expire cancel",
     ),
     fault(
         "expiry compares the wrong way",
@@ -154,6 +162,7 @@ FAULTS = (
         "an outcome is written whatever is known",
         (f"{RELEASE}:observe", 'col(ApprovalRequest.execution) == "sending",', ""),
         (f"{RELEASE}:observe", 'key=f"{kept.id}:{kept.fence}"', 'key=new_id("obs", now)'),
+        events="walk walk step review recover",
     ),
     fault(
         "a connection that broke counts as not sent",
@@ -170,5 +179,6 @@ FAULTS = (
     fault(
         "a call that expired counts as approved",
         ("gateway.approvals.lifecycle:answer", "state == APPROVED", "state in (APPROVED, EXPIRED)"),
+        (f"{RELEASE}:begin_sending", 'col(ApprovalRequest.state) == "approved",', ""),
     ),
 )

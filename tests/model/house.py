@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.approvals import decisions, exchanges, review
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.exchanges import Opening
+from gateway.approvals.replicas import OPEN, Lease
 from gateway.approvals.review import Reviewer, Submission
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger, Receipt
@@ -31,7 +32,8 @@ from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Broken, Event, Forward, Rejected, ServerFacts
 from gateway.policy.rules import parse
 from gateway.proxy.azure import Wire
-from gateway.proxy.driver import Assignment, Driver, Tools
+from gateway.proxy.assignment import Assignment, Tools
+from gateway.proxy.driver import Driver
 from gateway.proxy.live import Live
 from gateway.proxy.recovery import Recovery
 from gateway.store.database import Database
@@ -152,10 +154,16 @@ class Nothing:
     def __init__(self, quorum: int) -> None:
         rule = {"name": "people", "effect": "hold", "match": {}, "quorum": quorum}
         facts = ServerFacts("srv_1", "crm", SERVER)
+        server = SimpleNamespace(facts=lambda: facts, label="crm", url=SERVER, credential=None)
         self.view = SimpleNamespace(
+            version=0,
             policy=parse([rule]),
             policy_digest="sha256:" + "1" * 64,
-            servers={"srv_1": SimpleNamespace(facts=lambda: facts)},
+            shadow=None,
+            pauses={},
+            paused=lambda app, server: None,
+            servers={"srv_1": server},
+            apps={"app_1": SimpleNamespace(may_use=lambda label: True)},
         )
 
 
@@ -165,7 +173,7 @@ class Azure:
     def __init__(self, house: House) -> None:
         self._house = house
 
-    async def round(self, turn: Forward, wire: Wire, heard: Any = None) -> AsyncIterator[Event]:
+    async def round(self, turn: Forward, wire: Wire, watch: Any = None) -> AsyncIterator[Event]:
         if await park("sends") == "unreachable":
             yield Broken("Azure cannot be reached.", sent=False)
             return
@@ -223,6 +231,11 @@ class Home:
     def __init__(self, house: House, process: int) -> None:
         self._house, self._process = house, process
 
+    notice = None
+
+    def followed(self, exchange_id: str) -> None:
+        """Nobody listens here."""
+
     def start(self, live: Live, drive: Callable[[], Awaitable[None]]) -> None:
         self._house.drive(self._process, live, drive)
 
@@ -275,6 +288,7 @@ class House:
         """What the drivers of a process work with."""
         return Tools(
             context=self.context(process),
+            lease=Lease(self.db),
             azure=Azure(self),  # type: ignore[arg-type]
             directory=self.directory,  # type: ignore[arg-type]
             clock=self.clock,
@@ -344,9 +358,18 @@ class House:
             self.context(process), now=self.clock()))  # fmt: skip
 
     def recover(self, process: int) -> None:
-        """A process takes up what is unfinished, as after its start."""
+        """A process takes up what is open, as where the lease of its owner has run out."""
         recovery = Recovery(self.tools(process), Home(self, process))  # type: ignore[arg-type]
-        self.act(process, "recovery", recovery.run)
+
+        async def work() -> None:
+            async with Database.connection(self.db) as connection:
+                columns = (_EXCHANGES.c.id, _EXCHANGES.c.fence)
+                query = select(*columns).where(_EXCHANGES.c.state.in_(OPEN))
+                rows = (await connection.execute(query.order_by(_EXCHANGES.c.id))).all()
+            for row in rows:
+                await recovery.take(row.id, row.fence)
+
+        self.act(process, "recovery", work)
 
     async def crash(self, process: int) -> None:
         """Everything that is only in memory is gone."""

@@ -19,7 +19,9 @@ from sqlalchemy.util import LRUCache
 from gateway.store import sqlite
 from gateway.store.database import Database, open_database
 from gateway.store.tables import metadata
-from tests.model.machine import Machine
+from tests.model.faults import FAULTS, Fault
+from tests.model.machine import EVENTS, Machine
+from tests.support.mutation import swapped
 
 
 @dataclass
@@ -96,3 +98,12 @@ def play(machine: type[Machine], examples: int, steps: int = 30) -> None:
 def test_nothing_that_can_happen_breaks_what_is_promised(machine: type[Machine]):
     play(machine, 45)
     print(f"{len(machine.states)} states")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+def test_G_13_the_machine_finds(machine: type[Machine], fault: Fault):
+    machine.spoil = fault.spoil
+    machine.events = tuple(fault.events.split()) or EVENTS
+    with swapped(*fault.mutations), pytest.raises(AssertionError):
+        play(machine, 60)

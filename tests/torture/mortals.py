@@ -125,7 +125,7 @@ class Mortal:
                     if (await client.get("/readyz")).status_code == 200:
                         return
                 assert self.alive, self.log.read_text()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.02)
         raise AssertionError(f"the gateway is not ready: {self.log.read_text()}")
 
     @property

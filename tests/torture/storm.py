@@ -83,7 +83,9 @@ class Storm:
         self._key, self._token, self._tool = key, token, tool
         self.toll = Toll()
         self.acknowledged: dict[str, str] = {}
+        self.answers: Counter[int] = Counter()
         self._numbers = itertools.count(1)
+        self._there = asyncio.Event()
         limits = httpx2.Limits(max_connections=400)
         self._http = httpx2.AsyncClient(timeout=20, verify=False, limits=limits)
 
@@ -122,7 +124,8 @@ class Storm:
         }
         if mode != "plain":
             body["background" if mode == "background" else "stream"] = True
-        for attempt in range(40):
+        for attempt in range(100):
+            await self._there.wait()
             if await self._asked(body, attempt):
                 return
             await asyncio.sleep(0.25)
@@ -134,6 +137,7 @@ class Storm:
             answer = await self._http.post(url, json=body, headers=headers)
         except CUT:
             return False
+        self.answers[answer.status_code] += 1
         return answer.status_code < 500
 
     # --- who decides ------------------------------------------------------------------------
@@ -142,6 +146,7 @@ class Storm:
         headers = {"authorization": f"Bearer {self._token}"}
         while True:
             await asyncio.sleep(0.02)
+            await self._there.wait()
             url = f"{self.seed.choice(self.mortals).url}/api/v1/approval-requests"
             try:
                 query = {"state": "pending", "limit": "100"}
@@ -193,7 +198,10 @@ class Storm:
         for mortal in self.mortals:
             for _ in range(20):
                 if mortal.alive:
+                    self._there.set()
                     break
+                if len(self.mortals) == 1:
+                    self._there.clear()  # nobody asks into the void
                 with contextlib.suppress(AssertionError):
                     await mortal.gone()
                     await mortal.start(points=False)
@@ -323,5 +331,6 @@ async def weather(
         for mortal in storm.mortals:
             assert mortal.alive
             await mortal.end(signal.SIGKILL)
+        storm.toll.done |= {f"answers {code}": n for code, n in storm.answers.items()}
         await verify(settings, folder)
         return await compare(storm, url, world)
