@@ -31,8 +31,8 @@ from gateway.errors import GatepassError, Unavailable
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Broken, Event, Forward, Rejected, ServerFacts
 from gateway.policy.rules import parse
-from gateway.proxy.azure import Wire
 from gateway.proxy.assignment import Assignment, Tools
+from gateway.proxy.azure import Wire
 from gateway.proxy.driver import Driver
 from gateway.proxy.live import Live
 from gateway.proxy.recovery import Recovery
