@@ -204,9 +204,7 @@ async def observe(
 def _observation(
     kept: Kept, row: ApprovalRequest, observed: Observed, now: datetime
 ) -> records.Record:
-    fields: dict[str, Any] = {"outcome": observed.outcome}
-    if kept.released is not None:
-        fields["fence"] = kept.released
+    fields: dict[str, Any] = {"outcome": observed.outcome, **_fence(kept)}
     if observed.matches is not None:
         fields["match"] = observed.matches
     return records.make(
@@ -237,7 +235,7 @@ async def mismatch(
                 actor=SYSTEM,
                 subject=about.subject,
                 key=new_id("mis", now),
-                fields={"code": code, "fence": kept.fence},
+                fields={"code": code, **_fence(kept)},
             )
         )
         alarms.add(change.tx, about, now=now)
@@ -246,3 +244,8 @@ async def mismatch(
     executions_total.labels(outcome="mismatch").inc()
     await change.tx.sealed()
     await context.wakeups.notify()
+
+
+def _fence(kept: Kept) -> dict[str, int]:
+    """The claim under which the calls were sent, where it was ours."""
+    return {} if kept.released is None else {"fence": kept.released}
