@@ -16,6 +16,7 @@ import pytest
 
 from gateway import config
 from gateway.app import create_services
+from gateway.approvals import replicas
 from gateway.audit import reading
 from gateway.audit.live import verify_live
 from gateway.store import migration
@@ -229,6 +230,22 @@ async def test_a_death_while_a_call_is_being_sent_leaves_its_outcome_unknown(mor
     assert mortal.process.stop() == 0
     observed = await mortal.records("execution.observed")
     assert [entry["outcome"] for entry in observed] == ["unknown"]
+
+
+@pytest.mark.parametrize("mortal", ["sqlite"], indirect=True)
+async def test_what_its_app_withdrew_before_the_death_is_cancelled_after_it(mortal: Mortal):
+    gateway = mortal.gateway
+    client = await gateway.app()
+    asked = {"model": MODEL, "input": TRANSFER, "tools": [gateway.tool()], "background": True}
+    response = await client.responses.create(**asked)
+    request = (await gateway.pending())[0]
+    mortal.process.kill()
+    services = create_services(mortal.settings)
+    await replicas.withdraw(services.db, request["exchange_id"], "No more of it.")
+    await services.db.close()
+    await mortal.process.start()
+    assert (await finished(gateway, response.id))["status"] == "cancelled"
+    assert (await gateway.request(request["id"]))["state"] == "cancelled"
 
 
 async def test_E_09_nothing_runs_that_nobody_approved_before_the_restart(mortal: Mortal):

@@ -196,6 +196,7 @@ async def test_E_06_a_retry_at_another_replica_joins(house: House, streams: bool
     if streams:
         again = Streaming(two, two.body(), **RETRY)
         await again.seen("response.mcp_list_tools.completed")
+        await told_to_come_again(first, gone=gone)
         await two.decide()
         assert (await again.ended())[-1] == "response.completed"
         numbers = [event["sequence_number"] for event in again.events]
@@ -204,11 +205,23 @@ async def test_E_06_a_retry_at_another_replica_joins(house: House, streams: bool
         retry = asyncio.ensure_future(
             two.raw("POST", RESPONSES, json=two.body(stream=False), headers=RETRY)
         )
+        await told_to_come_again(first, gone=gone)
         await two.decide(after=1)
         assert (await retry).json()["status"] == "completed"
-    first.cancel()
-    await asyncio.wait([first])
     await one_effect(house, request["id"])
+
+
+async def told_to_come_again(first: asyncio.Task[httpx2.Response], *, gone: bool) -> None:
+    """Who still waits where the exchange was, before anybody has decided."""
+    if gone:
+        return
+    async with asyncio.timeout(20):
+        try:
+            answer = await first
+        except httpx2.RemoteProtocolError:
+            return  # a stream, cut off
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "true")
+    assert answer.json()["error"]["code"] == "exchange_moved"
 
 
 async def test_E_06_the_official_client_finds_its_exchange_at_the_replica_that_is_left(
