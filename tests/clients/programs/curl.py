@@ -236,6 +236,10 @@ async def background(run: Run) -> None:
 @play
 async def cancel(run: Run) -> None:
     response = await create(run, input=run.transfer(), tools=[run.tool()], background=True)
+    status = response["status"]
+    while status == "queued":
+        path = f"/{response['id']}?api-version=preview"
+        status = json.loads(b"".join(await curl(run, path)))["status"]
     # Long enough for the call to be held.
     await asyncio.sleep(4)
     statuses = []
