@@ -132,12 +132,6 @@ async def test_P_35_a_hold_survives_the_death_of_the_process(mortal: Mortal):
     assert len(await mortal.records("execution.observed")) == 1
 
 
-async def rounds(gateway: Gateway) -> int:
-    """How many rounds Azure was sent; to ask it for what became of one sends nothing."""
-    requests = await gateway.upstream_requests()
-    return sum(request["method"] == "POST" for request in requests)
-
-
 async def numbered(gateway: Gateway, response_id: str, after: int = -1) -> list[dict]:
     """The frames of a background stream past `after`, to its end."""
     query = {"stream": "true", "starting_after": str(after)}
@@ -232,13 +226,13 @@ async def test_a_death_while_a_call_is_being_sent_leaves_its_outcome_unknown(mor
     await reviewing
     mortal.process.kill()
     response_id = await asking
-    sent = await rounds(gateway)
+    sent = await gateway.rounds()
     await mortal.process.start()
     response = await finished(gateway, response_id)
     assert response["status"] == "failed"
     assert (await gateway.request(request["id"]))["execution"] == "unknown"
     await asyncio.sleep(1)
-    assert await rounds(gateway) == sent
+    assert await gateway.rounds() == sent
     assert mortal.process.stop() == 0
     observed = await mortal.records("execution.observed")
     assert [entry["outcome"] for entry in observed] == ["unknown"]
@@ -263,7 +257,7 @@ async def test_C_11_C_12_a_lost_outcome_is_found_at_azure_and_settled(mortal: Mo
         await asyncio.sleep(0.3)  # the whole answer has arrived, and nobody has read it
     mortal.process.kill()
     await asking
-    sent = await rounds(gateway)
+    sent = await gateway.rounds()
     await mortal.process.start()
     found: list[dict] = []
     for _ in range(400):
@@ -277,7 +271,7 @@ async def test_C_11_C_12_a_lost_outcome_is_found_at_azure_and_settled(mortal: Mo
     body = {"outcome": "executed", "reason": "Azure shows it."}
     settled = await gateway.api("POST", f"/approval-requests/{request['id']}/settlement", json=body)
     assert settled.json()["execution"] == "executed"
-    assert await rounds(gateway) == sent
+    assert await gateway.rounds() == sent
     assert len(await gateway.effects()) == 1
     assert mortal.process.stop() == 0
     observed = await mortal.records("execution.observed")

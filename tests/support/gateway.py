@@ -134,6 +134,10 @@ class Gateway:
         """What the MCP server itself recorded."""
         return await self.world.effects()
 
+    async def rounds(self) -> int:
+        """How many rounds Azure was sent; to ask it for what became of one sends nothing."""
+        return sum(entry["method"] == "POST" for entry in await self.upstream_requests())
+
     async def upstream_requests(self) -> list[dict[str, Any]]:
         """What Azure was sent, in order."""
         found: list[dict[str, Any]] = (await self.world.get("/_demo/requests")).json()["requests"]
