@@ -60,8 +60,9 @@ class Toll:
         ends = ", ".join(f"{count} {name}" for name, count in sorted(self.executions.items()))
         return (
             f"{self.seconds:.0f} s: {done}; {self.approvals} approvals ({ends}), "
-            f"{self.acknowledged} acknowledged decisions ({self.lost} lost), {self.effects} effects "
-            f"({self.doubled} double, {self.unapproved} unapproved, {self.sent_twice} sent twice), "
+            f"{self.acknowledged} acknowledged decisions ({self.lost} lost), "
+            f"{self.effects} effects ({self.doubled} double, {self.unapproved} unapproved, "
+            f"{self.sent_twice} sent twice), "
             f"{self.unknown_unsent} unknown that Azure never saw"
         )
 
