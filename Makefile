@@ -97,4 +97,4 @@ clean: ## remove what can be made again (keeps data/)
 .venv/.test: requirements/test.lock
 	@sh requirements/install.sh test && touch .venv/.demo
 
-.PHONY: help demo test check format e2e clients compatibility ui cov bench fuzz image chart docs run dev migrate migration messages lock clean
+.PHONY: help demo test torture check format e2e clients compatibility ui cov bench fuzz image chart docs run dev migrate migration messages lock clean
