@@ -49,6 +49,9 @@ SECONDS ?= 60
 fuzz: .venv/.test ## hostile bodies, streams, rounds and raw HTTP for SECONDS=60 (SEED=1: other ones)
 	@$(BIN)/python -m tests.fuzz.run $(SECONDS) $(SEED)
 
+torture: .venv/.test ## long: every kill point, a storm of approvals, the model (KILLS=1000 APPROVALS=10000 EXAMPLES=2000 SEED=1)
+	@KILLS=$(or $(KILLS),1000) APPROVALS=$(or $(APPROVALS),10000) EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/pytest -q -s tests/model tests/torture $(T)
+
 image: ## container image (IMAGE=name:tag), with docker or buildah
 	@test -n "$(CONTAINER)" || { echo "docker or buildah is needed"; exit 2; }
 	@$(CONTAINER) build --tag $(IMAGE) .
@@ -94,4 +97,4 @@ clean: ## remove what can be made again (keeps data/)
 .venv/.test: requirements/test.lock
 	@sh requirements/install.sh test && touch .venv/.demo
 
-.PHONY: help demo test check format e2e clients compatibility ui cov bench fuzz image chart docs run dev migrate migration messages lock clean
+.PHONY: help demo test torture check format e2e clients compatibility ui cov bench fuzz image chart docs run dev migrate migration messages lock clean

@@ -37,48 +37,21 @@ def fault(name: str, *changes: tuple[str, str, str], spoil: str = "", events: st
 FAULTS = (
     fault(
         "a claim is compared with nothing",
-        (f"{RELEASE}:begin_sending", 'col(Exchange.state) == "holding",', ""),
-        (f"{RELEASE}:begin_sending", "col(Exchange.fence) == kept.fence,", ""),
-        (f"{RELEASE}:begin_sending", 'col(ApprovalRequest.execution) == "not_sent",', ""),
-        (f"{RELEASE}:begin_sending", 'key=f"{kept.id}:{kept.fence + 1}"', 'key=new_id("x", now)'),
+        (f"{RELEASE}:_claim", 'col(Exchange.state) == "holding",', ""),
+        (f"{RELEASE}:_claim", "col(Exchange.fence) == kept.fence,", ""),
     ),
     fault(
-        "an exchange is saved by whoever has it",
-        (
-            f"{EXCHANGES}:save",
-            """            col(Exchange.state) == kept.state,
-            col(Exchange.fence) == kept.fence,
-""",
-            "",
-        ),
-        events="walk walk recover open step",
-    ),
-    fault(
-        "an exchange is finished by whoever has it",
-        (
-            f"{EXCHANGES}:finish",
-            """                col(Exchange.state) == kept.state,
-                col(Exchange.fence) == kept.fence,
-""",
-            "",
-        ),
-    ),
-    fault(
-        "a round is sent before it is claimed",
-        (f"{DRIVER}._forward", "await self._claim(turn)", "pass"),
-        (
-            f"{DRIVER}._forward",
-            "ended = isinstance",
-            "await self._claim(turn); ended = isinstance",
-        ),
+        "a claim does not look at the fence",
+        (f"{RELEASE}:_claim", "col(Exchange.fence) == kept.fence,", ""),
+        events="walk walk step review recover",
     ),
     fault(
         "a round is never claimed",
-        (f"{DRIVER}._forward", "await self._claim(turn)", "pass"),
+        (f"{DRIVER}._claim", "if not released and not denied:", "if True:"),
     ),
     fault(
         "whoever sends does not wait for the signed head",
-        (f"{RELEASE}:begin_sending", "receipt = await tx.sealed()", "receipt = None"),
+        (f"{RELEASE}:_begin", "receipt = await tx.sealed()", "receipt = None"),
     ),
     fault(
         "a review is acknowledged before the signed head has it",
@@ -105,8 +78,8 @@ FAULTS = (
         "a decision does not look at the state",
         (
             f"{DECISIONS}:decide",
-            ", col(ApprovalRequest.state) == lifecycle.PENDING",
-            "",
+            '_EXPIRE if decision.by == "expiry" else _DECIDE',
+            "(n := _DECIDE._clone(), setattr(n, '_where_criteria', n._where_criteria[:1]))[0]",
         ),
         (
             f"{DECISIONS}:decide",
@@ -121,16 +94,11 @@ FAULTS = (
     ),
     fault(
         "a review counts after the deadline",
-        (f"{REVIEW}:_claimable", "if row.deadline <= now:", "if False:"),
+        ("gateway.approvals.case:Case.check_open", "if self.row.deadline <= now:", "if False:"),
     ),
     fault(
         "one approving review is a quorum",
         ("gateway.approvals.lifecycle:outcome", ">= standing.quorum", ">= 1"),
-    ),
-    fault(
-        "one person counts as often as they review",
-        (f"{REVIEW}:_claimable", "if item.user_id == reviewer.user_id", "if False"),
-        spoil="DROP INDEX uq_reviews_standing",
     ),
     fault(
         "recovery takes up what was being sent",
@@ -146,39 +114,21 @@ FAULTS = (
     ),
     fault(
         "recovery sends again what was being sent",
-        (
-            f"{RECOVERY}._take_up",
-            'saved.kept.state == "holding"',
-            'saved.kept.state in ("holding", "sending")',
-        ),
-        (f"{RELEASE}:begin_sending", 'col(Exchange.state) == "holding"', "True"),
-        (
-            f"{RELEASE}:begin_sending",
-            '                col(ApprovalRequest.execution) == "not_sent",\n',
-            "",
-        ),
+        (f"{RECOVERY}._take_up", 'kept.state == "holding"', 'kept.state in ("holding", "sending")'),
+        (f"{RELEASE}:_claim", 'col(Exchange.state) == "holding",', ""),
+        (f"{RELEASE}:_mark", 'col(ApprovalRequest.execution) == "not_sent",', ""),
+        ("gateway.approvals.standing:approved", 'ApprovalRequest.execution == "not_sent",', ""),
     ),
     fault(
         "an outcome is written whatever is known",
         (f"{RELEASE}:observe", 'col(ApprovalRequest.execution) == "sending",', ""),
-        (f"{RELEASE}:observe", 'key=f"{kept.id}:{kept.fence}"', 'key=new_id("obs", now)'),
+        (f"{RELEASE}:observe", "fence == kept.fence,", ""),
         events="walk walk step review recover",
-    ),
-    fault(
-        "a connection that broke counts as not sent",
-        (
-            "gateway.exchange.machine:Exchange._broken",
-            '"unknown" if event.sent else "not_sent"',
-            '"not_sent"',
-        ),
-    ),
-    fault(
-        "a sequencer of an older epoch goes on",
-        ("gateway.audit.sequencer:Sequencer._check_epoch", "stored != str(self.epoch)", "False"),
     ),
     fault(
         "a call that expired counts as approved",
         ("gateway.approvals.lifecycle:answer", "state == APPROVED", "state in (APPROVED, EXPIRED)"),
-        (f"{RELEASE}:begin_sending", 'col(ApprovalRequest.state) == "approved",', ""),
+        (f"{RELEASE}:_mark", 'col(ApprovalRequest.state) == "approved",', ""),
+        ("gateway.approvals.standing:approved", "ApprovalRequest.state == lifecycle.APPROVED,", ""),
     ),
 )

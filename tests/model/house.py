@@ -38,7 +38,7 @@ from gateway.proxy.live import Live
 from gateway.proxy.recovery import Recovery
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.tables import App, metadata
+from gateway.store.tables import App, User, metadata
 from tests.model.actors import Actor, acting, park
 from tests.support.clock import FakeClock
 from tests.support.ledger import signer
@@ -272,9 +272,13 @@ class House:
         self.news = 0  # decisions and cancellations so far
 
     async def furnish(self, spoil: str = "") -> None:
-        """The one app; `spoil` is a statement that takes something away."""
+        """The one app, and the people; `spoil` is a statement that takes something away."""
         async with self.db.transaction() as session:
             session.add(App(id="app_1", name="bot", created_at=self.clock()))
+            for name in sorted(set(PEOPLE)):
+                email, now = f"{name}@example.org", self.clock()
+                user = User(id=f"usr_{name}", email=email, roles=["reviewer"], created_at=now)
+                session.add(user)
             if spoil:
                 await (await session.connection()).exec_driver_sql(spoil)
 

@@ -74,6 +74,7 @@ class Zygote:
     def close(self) -> None:
         """It ends when nobody can order any more."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(10)
         self._process.stdout.close()
