@@ -30,6 +30,7 @@ from gateway.store.envelope import Envelope
 from gateway.store.ids import new_id
 from gateway.store.tables import (
     App,
+    AuditRecord,
     Exchange,
     ResponseId,
 )
@@ -365,6 +366,22 @@ async def final_response(db: Database, envelope: Envelope, exchange_id: str) -> 
         return None
     response: Json = read_document(envelope.open(row.data_key, row.id, "final", row.final))
     return response
+
+
+async def until_told(context: Approvals, exchange_id: str) -> None:
+    """Wait until a signed head covers the end of a finished exchange: another replica may have
+    written it a moment ago. Raises `Unavailable` when it cannot be signed now.
+    """
+    async with context.db.reading() as session:
+        found = await session.exec(
+            select(AuditRecord.id).where(
+                AuditRecord.exchange == exchange_id,
+                AuditRecord.kind == "exchange.finished",
+                col(AuditRecord.index).is_(None),
+            )
+        )
+        waiting = found.all()
+    await context.ledger.sealed(waiting)
 
 
 async def log(db: Database, envelope: Envelope, exchange_id: str) -> list[str] | None:

@@ -114,6 +114,7 @@ class Elsewhere:
         db, envelope = self.tools.context.db, self.tools.context.envelope
         response = await exchanges.final_response(db, envelope, live.kept.id)
         frames = await exchanges.log(db, envelope, live.kept.id)
+        await exchanges.until_told(self.tools.context, live.kept.id)
         live.restore(live.kept, live.exchange, frames or [])
         if response is None and frames is None:
             live.finish(Finished("failed", None, MOVED))  # whoever asks again begins anew

@@ -198,6 +198,9 @@ class Retrieval:
         await self.context.wakeups.notify([row.exchange_id])
         while (await self._exchange(row)).state in replicas.OPEN:
             await self.context.wakeups.wait([row.exchange_id], _PAUSE)
+        if live is not None:  # its end is written; it is told in a moment
+            with live.reading() as changed:
+                await live.wait_for_end(changed)
 
     async def _cancel_round(self, exchange_id: str, wire: Wire) -> None:
         """Azure stops a round that runs in the background; others end by themselves."""
@@ -234,8 +237,7 @@ class Retrieval:
         if live is not None and live.finished is None and (interim := live.interim()) is not None:
             return interim
         database, envelope = self.context.db, self.context.envelope
-        final = await exchanges.final_response(database, envelope, row.exchange_id)
-        if final is not None:
+        if (final := await self._final(row)) is not None:
             return final
         saved = await exchanges.load(database, envelope, row.exchange_id)
         if saved.document:
@@ -244,7 +246,18 @@ class Retrieval:
                 return exchange.interim()
         if saved.kept.state in replicas.OPEN:
             return _begun(row, await self._exchange(row))
+        # It may have ended between the two looks.
+        if (final := await self._final(row)) is not None:
+            return final
         raise _not_found(row.response_id)
+
+    async def _final(self, row: ResponseId) -> Json | None:
+        final = await exchanges.final_response(
+            self.context.db, self.context.envelope, row.exchange_id
+        )
+        if final is not None:
+            await exchanges.until_told(self.context, row.exchange_id)
+        return final
 
     async def _exchange(self, row: ResponseId) -> ExchangeRow:
         async with self.context.db.reading() as session:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from gateway.approvals import exchanges
 from gateway.audit import sequencer
 from gateway.audit.records import SYSTEM, Actor
 from gateway.errors import Unavailable
@@ -166,6 +167,22 @@ async def test_an_executed_result_is_handed_over_only_then(gateway: Gateway) -> 
     sealing.go_on()
     await asking
     assert [item.type for item in done()] == ["mcp_call", "message"]
+
+
+async def test_an_end_that_another_replica_has_written_is_told_only_then(gateway: Gateway) -> None:
+    assert gateway.services is not None
+    sealing = hold(gateway, "exchange.finished")
+    asking = asyncio.ensure_future(gateway.ask(TRANSFER))
+    (request,) = await gateway.pending()
+    await gateway.review(request)
+    await sealing.reached()
+    context, name = gateway.services.approvals, request["exchange_id"]
+    assert await exchanges.final_response(context.db, context.envelope, name) is not None
+    told = asyncio.ensure_future(exchanges.until_told(context, name))
+    await asyncio.sleep(LONG)
+    assert not told.done()
+    sealing.go_on()
+    await asyncio.gather(told, asking)
 
 
 async def test_a_change_over_the_api_is_acknowledged_and_in_force_only_then(
