@@ -14,9 +14,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from gateway.errors import GatepassError
+from gateway.store.database import outage
+from gateway.telemetry import log
 
 MEDIA_TYPE = "application/problem+json"
 _MOST_ERRORS = 20
@@ -95,6 +98,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(GatepassError, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(SQLAlchemyError, _database)
 
 
 async def _refusal(_request: Request, error: Exception) -> JSONResponse:
@@ -122,6 +126,14 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
 async def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101  registered for this type only
     return of_status(error.status_code, _SENTENCES.get(error.status_code), error.headers)
+
+
+async def _database(_request: Request, error: Exception) -> JSONResponse:
+    unavailable = outage(error)
+    if unavailable is None:
+        raise error
+    log.warning("database.no_answer", error=type(error).__name__)
+    return of_error(unavailable)
 
 
 def _summary(faults: Sequence[Fault]) -> str:

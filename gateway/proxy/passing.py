@@ -47,6 +47,7 @@ from gateway.proxy.clients import STREAM_HEADERS
 from gateway.proxy.http import Call
 from gateway.proxy.trace import Trace
 from gateway.registry.directory import AppView
+from gateway.store.database import outage
 from gateway.store.tables import ResponseId, metadata
 from gateway.telemetry import Clock, requests_total
 
@@ -244,6 +245,8 @@ def _watch(commands: list[Command]) -> Finished | None:
 
 def internal(error: Exception) -> GatepassError:
     """What the app is told when something of ours broke: nothing about what."""
-    return error if isinstance(error, GatepassError) else UpstreamFailed(
+    if isinstance(error, GatepassError):
+        return error
+    return outage(error) or UpstreamFailed(
         "The gateway could not go on with this request.", code="internal_error", status=500
-    )  # fmt: skip
+    )

@@ -18,11 +18,14 @@ from typing import Any
 from sqlalchemy import Connection, DateTime, Update, event
 from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.errors import Unavailable
 from gateway.store import sqlite
 
 _POSTGRESQL = {
@@ -161,3 +164,17 @@ def _begin_sqlite(connection: Connection) -> None:
 def is_disk_error(error: BaseException) -> bool:
     """Whether the database said that what it wrote may not have reached the disk."""
     return isinstance(error, sqlite3.OperationalError) and "disk I/O error" in str(error)
+
+
+def outage(error: BaseException) -> Unavailable | None:
+    """What whoever asked is told where the database could not answer; None for any other error."""
+    match error:
+        case OperationalError() | InterfaceError() | PoolTimeout() | ConnectionError():
+            lost = True
+        case DBAPIError():
+            lost = error.connection_invalidated
+        case _:
+            lost = False
+    if not lost:
+        return None
+    return Unavailable("The database does not answer; nothing was released. Try again.")
