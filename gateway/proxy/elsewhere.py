@@ -21,6 +21,7 @@ from gateway.proxy.assignment import Tools
 from gateway.proxy.clients import MOVED
 from gateway.proxy.live import GLANCE, GLANCES, LINGER, Hub, Live
 from gateway.proxy.recovery import Recovery
+from gateway.telemetry import log
 
 _PAUSE = 1.0  # between two looks that nothing has hinted at
 _QUIET = 3  # looks without anybody who wants to know, until there are no more
@@ -88,8 +89,11 @@ class Elsewhere:
         """Until it is over, runs here, or nobody here wants to know any more."""
         quiet = 0
         while quiet < _QUIET:
-            if await self._look(live, exchange_id):
-                return
+            try:
+                if await self._look(live, exchange_id):
+                    return
+            except Exception as error:  # it goes on where it is: so does whoever waits for it here
+                log.warning("exchange.not_seen", exchange=exchange_id, error=type(error).__name__)
             quiet = 0 if live.listeners else quiet + 1
             await self.tools.context.wakeups.wait([exchange_id], _PAUSE)
         live.lose()

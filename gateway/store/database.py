@@ -123,7 +123,8 @@ async def compare_and_set(session: AsyncSession, statement: Update) -> int:
 
 def open_database(url: str) -> Database:
     """Make the engine for `url` (`sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`)."""
-    options: dict[str, Any] = {"pool_pre_ping": False}
+    # What a statement was given may be a payload: it stands in no error, and so in no log.
+    options: dict[str, Any] = {"hide_parameters": True, "pool_pre_ping": False}
     if url.startswith("postgresql"):
         options |= {"pool_size": 20, "max_overflow": 20}
         options["connect_args"] = {"server_settings": _POSTGRESQL}

@@ -134,9 +134,9 @@ async def test_clients_that_break_on_keepalives_and_apps_that_say_so_get_comment
 
 async def test_the_official_helper_waits_through_comments_and_keepalives(tmp_path):
     async with opened(tmp_path, heartbeat="50ms", keepalive="100ms") as gateway:
-        client = await gateway.app(timeout=1)
+        client = await gateway.app(timeout=4)
         body = {"model": MODEL, "input": TRANSFER, "tools": [gateway.tool()]}
-        deciding = asyncio.ensure_future(gateway.decide(after=1.3))
+        deciding = asyncio.ensure_future(gateway.decide(after=4.5))
         async with client.responses.stream(**body) as stream:
             kinds = [event.type async for event in stream]
             final = await stream.get_final_response()

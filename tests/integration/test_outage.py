@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from gateway.store.database import outage
+from gateway.store.database import open_database, outage
 from tests.support.gateway import open_gateway
 
 pytestmark = pytest.mark.e2e
@@ -39,6 +39,23 @@ def test_no_answer_is_told_as_such(error: Exception) -> None:
 @pytest.mark.parametrize("error", [lost(DBAPIError), lost(IntegrityError), ValueError(), OSError()])
 def test_other_errors_are_other_errors(error: Exception) -> None:
     assert outage(error) is None
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+async def test_what_a_statement_was_given_stands_in_no_error(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'empty.sqlite3'}"
+    if kind == "postgresql":
+        url = await request.getfixturevalue("postgres_server").create()
+    database = open_database(url)
+    try:
+        async with database.engine.connect() as connection:
+            with pytest.raises(DBAPIError) as raised:
+                await connection.execute(text("SELECT :what FROM nowhere"), {"what": "a payload"})
+        assert "a payload" not in str(raised.value)
+    finally:
+        await database.close()
 
 
 async def test_apps_and_programs_hear_of_it_as_503(tmp_path: Path) -> None:

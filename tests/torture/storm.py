@@ -26,6 +26,7 @@ from sqlalchemy import text
 
 from gateway import config
 from gateway.app import create_services
+from gateway.approvals import reading
 from gateway.store import migration
 from gateway.store.database import open_database
 from tests.support.demo import TOKEN, open_world
@@ -215,53 +216,93 @@ class Storm:
 
 
 async def settled(database_url: str, seconds: float) -> None:
-    """Until nothing is undecided or on its way."""
+    """Until nothing is undecided or on its way, and no exchange is open."""
     db = open_database(database_url)
-    query = """SELECT count(*) FROM approval_requests WHERE state = 'pending' OR execution =
-        'sending' OR (state = 'approved' AND execution = 'not_sent')"""
+    query = """SELECT e.id, e.state AS exchange, e.owner, e.fence, a.id AS approval, a.state,
+        a.execution FROM exchanges e LEFT JOIN approval_requests a ON a.exchange_id = e.id
+        WHERE e.state IN ('forwarding', 'holding', 'sending') OR a.state = 'pending'
+        OR a.execution = 'sending'"""
+    give_up = time.monotonic() + seconds
     try:
-        async with asyncio.timeout(seconds):
-            while True:
-                async with db.reading() as session:
-                    left = await (await session.connection()).scalar(text(query))
-                if not left:
-                    return
-                await asyncio.sleep(0.2)
+        while True:
+            async with db.reading() as session:
+                left = (await (await session.connection()).execute(text(query))).all()
+            if not left:
+                return
+            assert time.monotonic() < give_up, left
+            await asyncio.sleep(0.2)
     finally:
         await db.close()
 
 
-async def compare(storm: Storm, database_url: str, world: Any) -> Toll:
-    """What was done, by the MCP server's own record, beside what is said about it."""
+async def compare(storm: Storm, settings: config.Settings, world: Any) -> Toll:
+    """What was done, by the MCP server's own record, beside what is said about it: call by call.
+
+    Every call has an amount of its own; one that was asked for twice has two requests.
+    """
     toll = storm.toll
-    db = open_database(database_url)
-    query = "SELECT id, upstream_id, state, execution FROM approval_requests"
-    async with db.reading() as session:
-        rows = (await (await session.connection()).execute(text(query))).all()
-    await db.close()
+    requests = await _requests(settings)
     headers = {"authorization": f"Bearer {TOKEN}"}
     async with httpx2.AsyncClient(verify=False, timeout=60) as http:
         found = (await http.get(f"{world.bank}/effects", headers=headers)).json()["effects"]
+    effects = Counter(round(effect["arguments"]["amount"] * UNIT) for effect in found)
     sent = await _answers(world)
-    states = {row.id: row.state for row in rows}
-    executions = Counter(row.execution for row in rows)
-    toll.approvals, toll.executions, toll.effects = len(rows), executions, len(found)
+    toll.approvals, toll.effects = len(requests), len(found)
+    toll.executions = Counter(request.execution for request in requests)
     toll.acknowledged = len(storm.acknowledged)
+    states = {request.id: request.state for request in requests}
     wanted = {"approve": "approved", "deny": "denied"}
     toll.lost = sum(
         states.get(name) != wanted[verdict] for name, verdict in storm.acknowledged.items()
     )
     toll.sent_twice = sum(count > 1 for count in sent.values())
-    for row in rows:
-        if sent[row.upstream_id] and row.state != "approved":
-            toll.unapproved += 1
-        if row.execution == "unknown" and not sent[row.upstream_id]:
-            toll.unknown_unsent += 1
-        if sent[row.upstream_id]:
-            assert row.execution in {"executed", "failed", "unknown"}, row
-    toll.doubled = max(0, len(found) - executions["executed"] - executions["unknown"])
-    assert len(found) >= executions["executed"]
+    executed, possible = Counter[int](), Counter[int]()
+    for request in requests:
+        executed[request.amount] += request.execution == "executed"
+        possible[request.amount] += request.execution in {"executed", "unknown"}
+        told = sent[request.upstream_id]
+        toll.unapproved += bool(told) and request.state != "approved"
+        toll.unknown_unsent += request.execution == "unknown" and not told
+        if told:
+            assert request.execution in {"executed", "failed", "unknown"}, request
+    toll.doubled = sum(count > possible[amount] for amount, count in effects.items())
+    missing = [amount for amount, count in executed.items() if effects[amount] < count]
+    assert missing == []
     return toll
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for approval as the gateways left it."""
+
+    id: str
+    upstream_id: str
+    state: str
+    execution: str
+    amount: int
+
+
+async def _requests(settings: config.Settings) -> list[Request]:
+    services = create_services(settings)
+    found: list[Request] = []
+    try:
+        async with services.db.reading() as session:
+            query = "SELECT id, upstream_id FROM approval_requests"
+            rows = (await (await session.connection()).execute(text(query))).all()
+        theirs = {row.id: row.upstream_id for row in rows}
+        after = None
+        while True:
+            page = await reading.listing(
+                services.db, services.envelope, query=reading.Query(after=after, limit=200)
+            )
+            for view in page.items:
+                amount = round(orjson.loads(view.arguments)["amount"] * UNIT)
+                name = theirs[view.id]
+                found.append(Request(view.id, name, view.state, view.execution, amount))
+            if (after := page.next) is None:
+                return found
+    finally:
+        await services.db.close()
 
 
 async def _answers(world: Any) -> Counter[str]:
@@ -333,4 +374,4 @@ async def weather(
             await mortal.end(signal.SIGKILL)
         storm.toll.done |= {f"answers {code}": n for code, n in storm.answers.items()}
         await verify(settings, folder)
-        return await compare(storm, url, world)
+        return await compare(storm, settings, world)
