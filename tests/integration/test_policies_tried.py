@@ -17,11 +17,12 @@ from gateway.approvals.holding import Rules
 from gateway.approvals.rulings import Rulings
 from gateway.approvals.simulation import Outcome, Span
 from gateway.audit.live import verify_live
-from gateway.audit.records import Actor
+from gateway.audit.records import SYSTEM, Actor
 from gateway.errors import Conflict, NotFound, Refused
 from gateway.exchange.messages import Call, Ran, ServerFacts
 from gateway.policy import Policy, parse
-from gateway.registry import policies
+from gateway.registry import pauses, policies
+from gateway.registry.pauses import PauseView, Pausing
 from gateway.store.database import Database
 from gateway.store.tables import (
     ApprovalRequest,
@@ -358,7 +359,8 @@ async def test_leave_is_recorded_and_so_is_what_was_called_on_it(
 ) -> None:
     kept = played.kept[await ask(played, clock, "transfer")]
     server = ServerFacts("srv_bank", "bank", BANK)
-    coming = preallowing.Coming(1, {"our-bank": server})
+    await played.directory.reload()
+    coming = preallowing.Coming(1, {"our-bank": server}, played.directory.view.version)
     policy = parse([{"name": "all", "effect": "allow"}])
     rules = Rules(policy, policy.digest, {}, timedelta(hours=1))
     leave = await preallowing.give_leave(played.approvals, kept, coming, rules, now=clock())
@@ -379,6 +381,11 @@ async def test_leave_is_recorded_and_so_is_what_was_called_on_it(
         assert not changed
     strict = replace(rules, strict={"our-bank": frozenset({"transfer"})})
     assert not await preallowing.give_leave(played.approvals, kept, coming, strict, now=clock())
+    paused = replace(rules, pauses=(PauseView("pau_1", "app", "another", "odd", clock(), "ann"),))
+    assert not await preallowing.give_leave(played.approvals, kept, coming, paused, now=clock())
+    # By a configuration that is not the one in force any more nothing is left to Azure.
+    await pauses.begin(played.ledger, Pausing("all", "", "odd", "ann"), actor=SYSTEM, now=clock())
+    assert not await preallowing.give_leave(played.approvals, kept, coming, rules, now=clock())
     await played.ledger.settle()
     report = await verify_live(played.db, played.ledger.signer.verifier)
     assert report.valid, list(map(str, report.findings))
