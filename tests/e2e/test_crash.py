@@ -24,7 +24,8 @@ from gateway.registry import pauses
 from gateway.store import migration
 from gateway.telemetry import utc_now
 from tests.support.demo import KEY, TRANSFER, open_world
-from tests.support.gateway import MODEL, Gateway, Process, environment, free_port, furnish
+from tests.support.gateway import MODEL, Gateway, Process, environment, furnish
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -18,7 +18,8 @@ from gateway.registry.settings import ServerSettings
 from gateway.store import migration
 from gateway.telemetry import utc_now
 from tests.support.demo import open_world
-from tests.support.gateway import OPERATOR, Process, environment, free_port, furnish
+from tests.support.gateway import OPERATOR, Process, environment, furnish
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.postgres, pytest.mark.slow]
 

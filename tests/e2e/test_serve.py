@@ -21,7 +21,7 @@ from gateway.cli import schema
 from gateway.config import Settings
 from gateway.errors import Unavailable
 from gateway.store import migration
-from tests.support.gateway import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -22,7 +22,7 @@ from gateway.approvals.replicas import Sought
 from gateway.audit.live import verify_live
 from gateway.exchange.messages import Broken, Call, Forward, Observed, ServerFacts
 from gateway.policy.rules import parse
-from gateway.proxy.azure import Azure, Sending, Upstream, Wire
+from gateway.proxy.azure import Azure, Upstream, Watch, Wire
 from gateway.store.database import Database, open_database
 from gateway.store.tables import ApprovalRequest, Exchange, Replica, ResponseId, metadata
 from gateway.vault import open_vault
@@ -315,8 +315,8 @@ async def test_C_15_no_byte_leaves_for_azure_once_the_lease_has_lapsed(
         await played.directory.reload()
         await azure.open()
         turn = Forward(0, {"model": "gpt-4.1", "input": "Hello"}, (), (), ())
-        sending = Sending(may=lambda: may)
-        events = [event async for event in azure.round(turn, Wire({}, {}), sending)]
+        watch = Watch(may=lambda: may)
+        events = [event async for event in azure.round(turn, Wire({}, {}), watch)]
         await azure.close()
         sent = (await world.get("/_demo/requests")).json()["requests"]
     if may:

@@ -14,7 +14,8 @@ from gateway import config
 from gateway.app import create_services
 from gateway.store import migration
 from tests.support.demo import open_world
-from tests.support.gateway import MODEL, Gateway, Process, environment, free_port, furnish
+from tests.support.gateway import MODEL, Gateway, Process, environment, furnish
+from tests.support.ports import free_port
 from tests.support.sockets import Reply, exchange
 
 BODY = json.dumps({"model": MODEL, "input": "Hello"}).encode()

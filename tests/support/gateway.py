@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from gateway.services import Services
 from gateway.store import migration
 from gateway.telemetry import utc_now
 from tests.support.demo import KEY, TOKEN, World, open_world
+from tests.support.ports import free_port
 
 OPERATOR = Actor("operator", "test", "host")
 MODEL = "gpt-4.1"
@@ -169,13 +169,6 @@ def environment(folder: Path, world: World, port: int, **changes: str) -> dict[s
         "GATEPASS_DRAIN": "1s",
         **changes,
     }
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def furnish(services: Services, bank: str, more: str = "") -> tuple[str, str]:

@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +22,8 @@ from pathlib import Path
 
 import asyncpg
 from sqlalchemy import URL
+
+from tests.support.ports import free_port
 
 _NOBODY = 65534
 
@@ -118,7 +119,7 @@ def _initialise(home: Path, password: str) -> None:
 
 def _start(home: Path, password: str) -> tuple[subprocess.Popen[bytes], PostgresServer]:
     for _ in range(5):  # another process may take the free port first
-        server = PostgresServer(_free_port(), password)
+        server = PostgresServer(free_port(), password)
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(server.port),
@@ -156,9 +157,3 @@ def _answers(process: subprocess.Popen[bytes], server: PostgresServer) -> bool:
         process.kill()
     process.wait()
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

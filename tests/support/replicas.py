@@ -27,7 +27,8 @@ from gateway.services import Services
 from gateway.store import migration
 from tests.support.attempts import RESPONSES
 from tests.support.demo import TRANSFER, World, open_world
-from tests.support.gateway import MODEL, Gateway, Process, environment, free_port, furnish, http
+from tests.support.gateway import MODEL, Gateway, Process, environment, furnish, http
+from tests.support.ports import free_port
 
 
 @dataclass

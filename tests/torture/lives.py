@@ -33,7 +33,8 @@ from gateway.store import migration
 from gateway.store.database import Database, open_database
 from gateway.telemetry import utc_now
 from tests.support.demo import TOKEN, open_world
-from tests.support.gateway import MODEL, OPERATOR, Gateway, environment, free_port, furnish
+from tests.support.gateway import MODEL, OPERATOR, Gateway, environment, furnish
+from tests.support.ports import free_port
 from tests.torture.mortals import Mortal, Zygote
 
 TWO = """

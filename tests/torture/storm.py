@@ -30,7 +30,8 @@ from gateway.approvals import reading
 from gateway.store import migration
 from gateway.store.database import open_database
 from tests.support.demo import TOKEN, open_world
-from tests.support.gateway import MODEL, environment, free_port, furnish
+from tests.support.gateway import MODEL, environment, furnish
+from tests.support.ports import free_port
 from tests.torture.lives import CUT, verify
 from tests.torture.mortals import Mortal, Number, Zygote
 from tests.torture.proxying import Way, way_to
