@@ -93,7 +93,16 @@ async def act_save(played: Stage, kept: Kept, approval_id: str) -> None:
 
 
 async def act_send(played: Stage, kept: Kept, approval_id: str) -> None:
-    await release.begin_sending(played.approvals, kept, [], [], now=played.clock())
+    await begin(played, kept)
+
+
+async def begin(played: Stage, kept: Kept, *approval_ids: str) -> None:
+    await played.directory.refresh()
+    sending = release.Sending(approval_ids)
+    claim = await release.begin_sending(
+        played.approvals, kept, sending, played.directory, now=played.clock()
+    )
+    assert isinstance(claim, release.Claimed)
 
 
 async def act_finish(played: Stage, kept: Kept, approval_id: str) -> None:
@@ -111,7 +120,8 @@ async def act_name_later(played: Stage, kept: Kept, approval_id: str) -> None:
 
 
 async def act_observe(played: Stage, kept: Kept, approval_id: str) -> None:
-    observed = Observed("mcpr", "executed", True)
+    # What tells of an execution is kept all the same, as evidence.
+    observed = Observed("mcpr", "unknown")
     await release.observe(played.approvals, kept, approval_id, observed, now=played.clock())
 
 
@@ -163,7 +173,7 @@ async def test_the_outcome_of_what_another_process_sent_names_no_fence_of_ours(p
     """Else the ledger would tell of an execution under a claim that released nothing."""
     approval_id, kept = await held(played)
     await played.decide(approval_id, "approve")
-    await release.begin_sending(played.approvals, kept, [approval_id], [], now=played.clock())
+    await begin(played, kept, approval_id)
     assert kept.released == kept.fence
     for _ in range(2):
         taken = (await exchanges.load(played.db, played.envelope, kept.id)).kept
