@@ -87,12 +87,15 @@ def _number(points: list[str], name: str, after: str) -> int:
     return points.index(name, start) + 1
 
 
-async def _dies_at(house: House, life: Life, name: str, after: str) -> None:
-    """Some frames may come in other pieces this time: then it is tried again."""
+async def _dies_at(house: House, life: Life, name: str, after: str) -> int:
+    """How many outcomes a death there leaves unknown. Some frames may come in other pieces this
+    time, so that it dies elsewhere: then it is tried again.
+    """
     for _ in range(5):
         points = await house.whole(life)
+        before = house.tally.unknown
         if await house.cut(life, _number(points, name, after)) == name:
-            return
+            return house.tally.unknown - before
     raise AssertionError(f"it did not come by {name}")
 
 
@@ -102,9 +105,7 @@ async def test_C_01_to_C_13_named_points(ancestor: Zygote, tmp_path: Path, url: 
     async with open_house(ancestor, tmp_path, url) as house:
         await house.whole(life)
         for row, name, after in ROWS:
-            before = house.tally.unknown
-            await _dies_at(house, life, name, after)
-            unknown[row[:4]] = house.tally.unknown - before
+            unknown[row[:4]] = await _dies_at(house, life, name, after)
         await house.close()
     assert {row for row, count in unknown.items() if count} == {"C_09", "C_10", "C_11", "C_12"}
 
