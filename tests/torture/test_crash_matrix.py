@@ -91,7 +91,7 @@ async def _dies_at(house: House, life: Life, name: str, after: str) -> int:
     """How many outcomes a death there leaves unknown. Some frames may come in other pieces this
     time, so that it dies elsewhere: then it is tried again.
     """
-    for _ in range(5):
+    for _ in range(30):
         points = await house.whole(life)
         before = house.tally.unknown
         if await house.cut(life, _number(points, name, after)) == name:
