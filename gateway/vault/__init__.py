@@ -6,6 +6,6 @@ lives. Fails closed: what cannot be opened raises `Unavailable`, and nothing is 
 
 from gateway.store.references import SecretRef
 from gateway.vault.opening import Vault, open_vault
-from gateway.vault.secret import Secret
+from gateway.vault.secret import Purpose, Secret
 
-__all__ = ["Secret", "SecretRef", "Vault", "open_vault"]
+__all__ = ["Purpose", "Secret", "SecretRef", "Vault", "open_vault"]

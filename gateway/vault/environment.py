@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gateway.errors import Unavailable
 from gateway.store.references import SecretRef
-from gateway.vault.secret import Secret, opened
+from gateway.vault.secret import Purpose, Secret, opened
 
 _OWN = "GATEPASS_"
 
@@ -20,7 +20,7 @@ class EnvironmentStore:
     def __repr__(self) -> str:
         return "<EnvironmentStore>"
 
-    async def open(self, ref: SecretRef) -> Secret:
+    async def open(self, ref: SecretRef, _purpose: Purpose) -> Secret:
         """The variable's value; `Unavailable` when it is unset, empty or the gateway's own."""
         if ref.name.upper().startswith(_OWN):
             raise Unavailable(

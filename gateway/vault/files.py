@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gateway.errors import Unavailable
 from gateway.store.references import SecretRef
-from gateway.vault.secret import MAX_LENGTH, Secret, opened
+from gateway.vault.secret import MAX_LENGTH, Purpose, Secret, opened
 
 #: What changes when a file is written or another one is put in its place.
 _Stamp = tuple[int, int, int]
@@ -25,7 +25,7 @@ class FileStore:
     def __repr__(self) -> str:
         return "<FileStore>"
 
-    async def open(self, ref: SecretRef) -> Secret:
+    async def open(self, ref: SecretRef, _purpose: Purpose) -> Secret:
         """The file's text without its last line break; `Unavailable` when it cannot be used."""
         return await asyncio.to_thread(self._open, ref)
 

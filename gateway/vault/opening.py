@@ -13,17 +13,19 @@ from gateway.store.references import STORES, SecretRef
 from gateway.vault.environment import EnvironmentStore
 from gateway.vault.files import FileStore
 from gateway.vault.sealed import SealedStore
-from gateway.vault.secret import Secret
+from gateway.vault.secret import Purpose, Secret
+
+_USUAL = Purpose()
 
 
 class Store(Protocol):
     """Somewhere that secrets live.
 
-    `open` gives the current value at every call and raises `Unavailable` when it cannot;
-    revoked or replaced values are never served from memory. Both may be called concurrently.
+    `open` gives the current value and raises `Unavailable` when it cannot; for a fresh purpose,
+    nothing is served from memory. Both may be called concurrently.
     """
 
-    async def open(self, ref: SecretRef) -> Secret:
+    async def open(self, ref: SecretRef, purpose: Purpose) -> Secret:
         """The value of `ref`."""
         ...
 
@@ -38,13 +40,13 @@ class Vault:
     def __init__(self, stores: Mapping[str, Store]) -> None:
         self._stores = dict(stores)
 
-    async def open(self, ref: SecretRef) -> Secret:
+    async def open(self, ref: SecretRef, purpose: Purpose = _USUAL) -> Secret:
         """The secret behind `ref`; raises `Unavailable`, and nothing else, when there is none."""
         store = self._stores.get(ref.store)
         if store is None:
             raise Unavailable(self._no_such(ref.store), code="secret_store_unknown")
         try:
-            return await store.open(ref)
+            return await store.open(ref, purpose)
         except Unavailable:
             raise
         except Exception as error:

@@ -17,7 +17,7 @@ from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.references import SecretRef
 from gateway.store.tables import SealedSecret
-from gateway.vault.secret import Secret, check_value, opened
+from gateway.vault.secret import Purpose, Secret, check_value, opened
 
 _KEPT = 2
 
@@ -32,7 +32,7 @@ class SealedStore:
     def __repr__(self) -> str:
         return "<SealedStore>"
 
-    async def open(self, ref: SecretRef) -> Secret:
+    async def open(self, ref: SecretRef, _purpose: Purpose) -> Secret:
         """The current value; `Unavailable` when there is none or it belongs to another scope."""
         newest = (
             select(col(SealedSecret.data_key), col(SealedSecret.value), col(SealedSecret.version))
@@ -60,7 +60,7 @@ class SealedStore:
                 "'gatepass credentials set SERVER'.",
                 code="sealed_value_broken",
             ) from None
-        return opened(str(ref), plain.decode())
+        return opened(str(ref), plain.decode(), str(version))
 
     async def ping(self) -> None:
         """Read the table, and seal and open a value of no meaning."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from gateway.errors import Refused, Unavailable
@@ -13,14 +14,16 @@ class Secret:
     """Holds one value; `reveal()` is the only way to it.
 
     Text, format, JSON and pickle show `<secret NAME>` or refuse. Equality is identity, so that no
-    comparison leaks a prefix.
+    comparison leaks a prefix. `version` is what its store calls this value, None where a store
+    does not number them.
     """
 
-    __slots__ = ("_name", "_value")
+    __slots__ = ("_name", "_value", "version")
 
-    def __init__(self, name: str, value: str) -> None:
+    def __init__(self, name: str, value: str, version: str | None = None) -> None:
         self._name = name
         self._value = value
+        self.version = version
 
     def reveal(self) -> str:
         """The value. Call it where the bytes leave, and keep the result nowhere."""
@@ -38,6 +41,19 @@ class Secret:
         raise TypeError("a secret is not copied or pickled")
 
 
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What a value is opened for.
+
+    `fresh`: a call that was approved goes out with it, so the store itself is asked, and nothing
+    kept in memory will do. `end_user` is the access token of whom the app acts for, where it gave
+    one: some stores exchange it for another that is good for the server.
+    """
+
+    fresh: bool = True
+    end_user: Secret | None = None
+
+
 def check_value(name: str, value: str) -> str:
     """`value` if it can travel in a header; raises `Refused` without repeating any of it."""
     if problem := _problem(value):
@@ -45,11 +61,11 @@ def check_value(name: str, value: str) -> str:
     return value
 
 
-def opened(name: str, value: str) -> Secret:
+def opened(name: str, value: str, version: str | None = None) -> Secret:
     """The secret for a value that a store holds; raises `Unavailable` when it is unusable."""
     if problem := _problem(value):
         raise Unavailable(f"The value of {name} {problem}.", code="secret_unusable")
-    return Secret(name, value)
+    return Secret(name, value, version)
 
 
 def _problem(value: str) -> str | None:
