@@ -237,6 +237,12 @@ class Process:
                 await asyncio.sleep(0.05)
         raise AssertionError(f"the gateway is not ready: {self.log()}")
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now."""
+        assert self._process is not None
+        return self._process.pid
+
     def freeze(self) -> None:
         """Let it do nothing more, though it is there."""
         assert self._process is not None
