@@ -32,10 +32,11 @@ from tests.support.postgres import PostgresServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 HOLDS = int(os.environ.get("HOLDS", "500"))
+GRACE = 15 + HOLDS // 20  # seconds: longer than it takes to look at all of them
 DECIDED = 10  # of those whose clients have vanished
 SLACK = 5  # connections of pools, and tasks that come and go
 AT_ONCE = 24  # requests on their way to be held
-PATIENCE = 60 + HOLDS / 5  # seconds for anything that all of them do
+PATIENCE = 120 + HOLDS / 5  # seconds for anything that all of them do
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,10 @@ async def down_to(house: House, most: Load) -> Load:
     return load
 
 
-async def wave(house: House, first: int, count: int) -> Load:
-    """Clients that are held and vanish; what is left when all of it is over."""
+async def wave(house: House, first: int, count: int, decided: int) -> Load:
+    """Clients that are held and vanish, `decided` calls that are approved nevertheless; what is
+    left when all of it is over.
+    """
     base = await house.load()
     clients = await hold(house, first, count)
     full = await house.load()
@@ -244,36 +247,46 @@ async def wave(house: House, first: int, count: int) -> Load:
     most = Load(base.clients, full.files - count, base.tasks + count, 0)
     gone = await down_to(house, most)
     pending = await house.requests(state="pending")
-    assert len(pending) == count, "the time was too short for this machine"
-    for request in pending[:DECIDED]:
-        assert await house.review(request) == 201
+    assert len(pending) == count, "GRACE is too short for this machine"
+    await all_approved(house, pending[:decided])
     await house.until_over()
     assert await house.holds() == 0
-    assert await house.review(pending[-1]) == 409
+    assert await house.review(pending[-1]) == (409 if decided < count else 201)
     over = await down_to(house, Load(base.clients, gone.files, base.tasks, 0))
     print(f"before: {base}; {count} held: {full}; clients gone: {gone}; all over: {over}")
     return over
 
 
+async def all_approved(house: House, requests: list[dict[str, Any]]) -> None:
+    """By a person who is quick."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def approve(request: dict[str, Any]) -> None:
+        async with gate:
+            assert await house.review(request) == 201
+
+    await asyncio.gather(*(approve(request) for request in requests))
+
+
 async def test_D_02_when_all_clients_vanish_their_slots_are_free_and_people_may_still_decide(
-    tmp_path: Path, url: str | None
+    tmp_path: Path, postgres_server: PostgresServer
 ):
-    grace, half = 10 + HOLDS // 50, HOLDS // 2
-    changes = {"GATEPASS_DISCONNECT_GRACE": f"{grace}s", "LINGER": "0.1"}
-    async with opened(tmp_path, url, **changes) as house:
-        await wave(house, 1, DECIDED + 20)  # everything is warm now
-        one = await wave(house, 1000, half)
-        two = await wave(house, 1000 + half, half)
-        # What is let go of is used again: as many holds once more need no more memory.
+    changes = {"GATEPASS_DISCONNECT_GRACE": f"{GRACE}s", "LINGER": "0.1"}
+    async with opened(tmp_path, await postgres_server.create(), **changes) as house:
+        await wave(house, 1, 50, 50)  # everything is warm now
+        one = await wave(house, 100, HOLDS, DECIDED)
+        two = await wave(house, 100 + HOLDS, HOLDS // 4, HOLDS // 4)
+        # What was let go of is used again.
         assert two.megabytes < one.megabytes * 1.1 + 5
         assert two.files <= one.files + SLACK
+        approved = 50 + DECIDED + HOLDS // 4
         ends = Counter((each["state"], each["execution"]) for each in await house.requests())
         assert ends == {
-            ("approved", "executed"): 3 * DECIDED,
-            ("cancelled", "not_sent"): 2 * half + 20 - 2 * DECIDED,
+            ("approved", "executed"): approved,
+            ("cancelled", "not_sent"): HOLDS - DECIDED,
         }
         effects = await house.effects()
-        assert (len(effects), set(effects.values())) == (3 * DECIDED, {1})
+        assert (len(effects), set(effects.values())) == (approved, {1})
         assert house.process.stop() == 0
         await house.verify()
 
@@ -308,13 +321,7 @@ async def test_C_25_a_stop_with_hundreds_of_holds_loses_none_and_doubles_none(
         decided = sum(count for (state, _), count in states.items() if state == "approved")
         assert decided >= acknowledged[201]
         waiting = [each for each in found if each["state"] == "pending"]
-        gate = asyncio.Semaphore(AT_ONCE)
-
-        async def approve(request: dict[str, Any]) -> None:
-            async with gate:
-                assert await house.review(request) == 201
-
-        await asyncio.gather(*map(approve, waiting))
+        await all_approved(house, waiting)
         over = await house.until_over()
         ends = Counter((each["state"], each["execution"]) for each in over)
         print(f"at the end {dict(ends)}")
