@@ -25,7 +25,7 @@ from tests.support.repository import ROOT, files
 JOBS = int(os.environ.get("JOBS", "2"))
 PATIENCE = 240.0  # seconds for the tests of one guard; one that hangs has not noticed
 #: How pytest tells of a test that failed, and of why.
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - (.*))?$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", re.MULTILINE)
 _SILENT = "nothing noticed"
 
 

@@ -194,6 +194,7 @@ SENDING = (
         "e2e/test_retries.py::test_P_13_a_failed_resume_is_told_once_and_never_sent_again"
         "[server-error-424-server_error-unknown-0]",
         (f"{AZURE}:_pause", "status=429 | 503", "status=429 | 500 | 503"),
+        (f"{AZURE}:_pause", "return _retry_after(headers)", "return 0.0"),
     ),
     guard(
         "nothing is tried again while it is paused",
