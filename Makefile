@@ -49,8 +49,11 @@ SECONDS ?= 60
 fuzz: .venv/.test ## hostile bodies, streams, rounds and raw HTTP for SECONDS=60 (SEED=1: other ones)
 	@$(BIN)/python -m tests.fuzz.run $(SECONDS) $(SEED)
 
-torture: .venv/.test ## long: every kill point, a storm of approvals, the model (KILLS=1000 APPROVALS=10000 EXAMPLES=2000 SEED=1)
-	@KILLS=$(or $(KILLS),1000) APPROVALS=$(or $(APPROVALS),10000) EXAMPLES=$(or $(EXAMPLES),2000) $(BIN)/pytest -q -s tests/model tests/torture $(T)
+torture: .venv/.test ## long: every kill point, storms of approvals, the model, thousands of holds (KILLS=1000 APPROVALS=10000 EXAMPLES=2000 HOLDS=5000 SEED=1)
+	@KILLS=$(or $(KILLS),1000) APPROVALS=$(or $(APPROVALS),10000) EXAMPLES=$(or $(EXAMPLES),2000) HOLDS=$(or $(HOLDS),5000) $(BIN)/pytest -q -s tests/model tests/torture tests/e2e/test_many_holds.py $(T)
+
+guards: .venv/.test ## take every guard away, one by one, and see a test turn red (W="word" for some, JOBS=2)
+	@JOBS=$(or $(JOBS),2) $(BIN)/python -m tests.guards $(W)
 
 image: ## container image (IMAGE=name:tag), with docker or buildah
 	@test -n "$(CONTAINER)" || { echo "docker or buildah is needed"; exit 2; }
@@ -97,4 +100,4 @@ clean: ## remove what can be made again (keeps data/)
 .venv/.test: requirements/test.lock
 	@sh requirements/install.sh test && touch .venv/.demo
 
-.PHONY: help demo test torture check format e2e clients compatibility ui cov bench fuzz image chart docs run dev migrate migration messages lock clean
+.PHONY: help demo test torture guards check format e2e clients compatibility ui cov bench fuzz image chart docs run dev migrate migration messages lock clean

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -52,21 +54,37 @@ async def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await server.drop(url)
 
 
-@pytest.fixture
-async def db(db_url: str) -> AsyncIterator[Database]:
-    """A database with every table, once of each kind."""
-    database = open_database(db_url)
+async def _make_tables(url: str) -> None:
+    database = open_database(url)
     async with database.engine.begin() as connection:
         await connection.run_sync(metadata.create_all)
+    await database.close()
+
+
+@pytest.fixture(scope="session")
+def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with every table: to copy it takes a tenth of the time of making them."""
+    path = tmp_path_factory.mktemp("empty") / "gatepass.sqlite3"
+    asyncio.run(_make_tables(f"sqlite+aiosqlite:///{path}"))
+    return path
+
+
+@pytest.fixture
+async def db(db_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    """A database with every table, once of each kind."""
+    if db_url.startswith("sqlite"):
+        shutil.copy(request.getfixturevalue("empty_sqlite"), db_url.partition(":///")[2])
+    else:
+        await _make_tables(db_url)
+    database = open_database(db_url)
     yield database
     await database.close()
 
 
 @pytest.fixture
-async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
+async def sqlite(tmp_path: Path, empty_sqlite: Path) -> AsyncIterator[Database]:
     """A SQLite database with every table, for what need not be run on both kinds."""
-    database = open_database(f"sqlite+aiosqlite:///{tmp_path / 'gatepass.sqlite3'}")
-    async with database.engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
+    path = shutil.copy(empty_sqlite, tmp_path / "gatepass.sqlite3")
+    database = open_database(f"sqlite+aiosqlite:///{path}")
     yield database
     await database.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +18,16 @@ if TYPE_CHECKING:
 pause = typer.Typer(no_args_is_help=True, help="Stop releasing calls, at once.")
 pauses = typer.Typer(no_args_is_help=True, help="Pauses in force, and those that are over.")
 alarms = typer.Typer(no_args_is_help=True, help="What people must look at.")
+
+_PAUSE = (
+    "id id", "what what", "reason reason", "begun begun_at", "by begun_by",
+    "ended ended_at", "by ended_by",
+)  # fmt: skip
+_ALARM = (
+    "id id", "kind about.kind", "code about.code", "app about.app_name",
+    "request about.approval_id", "raised raised_at", "due due_at",
+    "closed closed_at", "by closed_by",
+)  # fmt: skip
 
 Reason = Annotated[str, typer.Option(help="Why; shown to everybody who signs in.")]
 
@@ -56,8 +68,8 @@ def _begin(scope: str, target: str, reason: str, *, as_json: bool) -> None:
         return await use.begin(house.ledger, wanted, actor=house.actor, now=house.clock())
 
     begun = run(work)
-    what = f"{scope} {target}".strip()
-    emit(begun) if as_json else say(f"Paused: {what}. To end it: gatepass resume {begun.id}")
+    sentence = f"Paused: {begun.what}. To end it: gatepass resume {begun.id}"
+    _tell(begun, sentence, as_json=as_json)
 
 
 @pauses.command("list")
@@ -72,26 +84,8 @@ def list_pauses(
     async def work(house: House) -> list[PauseView]:
         return await use.listing(house.db, ended=ended)
 
-    found = look(work)
-    if as_json:
-        emit(found)
-        return
-    table(
-        ("id", "what", "reason", "begun", "by", "ended", "by"),
-        [
-            (
-                view.id,
-                f"{view.scope} {view.target}".strip(),
-                view.reason,
-                view.begun_at,
-                view.begun_by,
-                view.ended_at,
-                view.ended_by,
-            )
-            for view in found
-        ],
-        empty="Nothing is paused." if not ended else "No pause is over.",
-    )
+    empty = "No pause is over." if ended else "Nothing is paused."
+    _show(look(work), _PAUSE, empty=empty, as_json=as_json)
 
 
 def resume(
@@ -106,7 +100,7 @@ def resume(
         await use.end(house.ledger, pause_id, "operator", actor=house.actor, now=house.clock())
 
     run(work)
-    emit({"id": pause_id, "ended": True}) if as_json else say(f"{pause_id} is over.")
+    _tell({"id": pause_id, "ended": True}, f"{pause_id} is over.", as_json=as_json)
 
 
 @alarms.command("list")
@@ -121,28 +115,8 @@ def list_alarms(
     async def work(house: House) -> list[AlarmView]:
         return await use.listing(house.db, closed=closed)
 
-    found = look(work)
-    if as_json:
-        emit(found)
-        return
-    table(
-        ("id", "kind", "code", "app", "request", "raised", "due", "closed", "by"),
-        [
-            (
-                view.id,
-                view.about.kind,
-                view.about.code,
-                view.about.app_name,
-                view.about.approval_id,
-                view.raised_at,
-                view.due_at,
-                view.closed_at,
-                view.closed_by,
-            )
-            for view in found
-        ],
-        empty="No alarm is open." if not closed else "No alarm is closed.",
-    )
+    empty = "No alarm is closed." if closed else "No alarm is open."
+    _show(look(work), _ALARM, empty=empty, as_json=as_json)
 
 
 @alarms.command("close")
@@ -160,5 +134,18 @@ def close(
         closing = Closing(house.actor, "operator", note)
         return await use.close(house.approvals, alarm_id, closing, now=house.clock())
 
-    closed = run(work)
-    emit(closed) if as_json else say(f"{alarm_id} is closed.")
+    _tell(run(work), f"{alarm_id} is closed.", as_json=as_json)
+
+
+def _tell(done: Any, sentence: str, *, as_json: bool) -> None:
+    """What a command has done: for programs the thing itself."""
+    emit(done) if as_json else say(sentence)
+
+
+def _show(views: Sequence[Any], shape: Sequence[str], *, empty: str, as_json: bool) -> None:
+    """Views as a table of `shape`: each column's head, then the attribute that it shows."""
+    if as_json:
+        emit(views)
+        return
+    heads, paths = zip(*(column.split() for column in shape), strict=True)
+    table(heads, [attrgetter(*paths)(view) for view in views], empty=empty)

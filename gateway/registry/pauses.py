@@ -38,6 +38,11 @@ class PauseView:
     ended_at: datetime | None = None
     ended_by: str | None = None
 
+    @property
+    def what(self) -> str:
+        """What it covers, in a word or two."""
+        return f"{self.scope} {self.target}".strip()
+
     def covers(self, app: str, server: str) -> bool:
         """Whether it covers calls of this app on this server."""
         return self.scope == "all" or self.target == (app if self.scope == "app" else server)

@@ -51,6 +51,9 @@ async def test_an_approved_call_runs_once_and_the_app_sees_one_response(gateway:
     retrieved = await (await gateway.app()).responses.retrieve(answer.id)
     assert [item.id for item in retrieved.output] == [item.id for item in answer.output]
     assert (retrieved.output_text, retrieved.usage) == (answer.output_text, answer.usage)
+    once = ["approval.requested", "approval.decided", "release.sending", "execution.observed"]
+    kinds = [entry["type"] for entry in await gateway.records()]
+    assert [kind for kind in kinds if kind in once] == once
 
 
 async def test_an_answer_has_the_headers_of_azures_newest_round(gateway: Gateway):

@@ -11,6 +11,7 @@ from sqlalchemy import update
 from sqlmodel import col, select
 
 from gateway.approvals import alarms, evidence, late, reading, release, settlement, standing
+from gateway.approvals.kept import Superseded
 from gateway.approvals.late import Finding
 from gateway.approvals.release import Claimed, Fell, Sending
 from gateway.approvals.review import Reviewer
@@ -99,6 +100,69 @@ async def test_one_approval_is_claimed_once_however_many_try(played: Stage):
     assert len(await told(played, "release.sending")) == 1
 
 
+async def test_a_round_that_was_claimed_is_not_claimed_again(played: Stage):
+    """Not even by who claimed it, nor where it tells Azure of denials only."""
+    approval_id = await played.ask()
+    await played.decide(approval_id, "deny")
+    kept, sending = played.kept[approval_id], Sending((), [approval_id])
+    for again in (False, True):
+        claiming = release.begin_sending(
+            played.approvals, kept, sending, played.directory, now=played.clock()
+        )
+        if again:
+            with pytest.raises(Conflict):
+                await claiming
+        else:
+            assert isinstance(await claiming, Claimed)
+    assert len(await told(played, "release.sending")) == 1
+
+
+async def test_of_two_exchanges_that_send_one_approval_one_does(
+    played: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    approval_id, other = await approved(played), await approved(played)
+    examine, looked = standing.examine, asyncio.Event()
+    looks = 0
+
+    async def both_look_first(*arguments, **named):
+        nonlocal looks
+        found = await examine(*arguments, **named)
+        looks += 1
+        if looks == 2:
+            looked.set()
+        # On SQLite the other one cannot look before this one has ended.
+        patience = 0.2 if played.db.dialect == "sqlite" else 30
+        await asyncio.wait([asyncio.ensure_future(looked.wait())], timeout=patience)
+        return found
+
+    monkeypatch.setattr(standing, "examine", both_look_first)
+    results = await asyncio.gather(
+        *(
+            release.begin_sending(
+                played.approvals,
+                played.kept[name],
+                Sending([approval_id]),
+                played.directory,
+                now=played.clock(),
+            )
+            for name in (approval_id, other)
+        ),
+        return_exceptions=True,
+    )
+    assert sorted(type(result).__name__ for result in results) == ["Claimed", "Conflict"]
+    assert len(await told(played, "release.sending")) == 1
+
+
+async def test_what_nobody_approved_is_not_sent(played: Stage):
+    for verdict in ("deny", None):
+        approval_id = await played.ask()
+        if verdict is not None:
+            await played.decide(approval_id, verdict)
+        with pytest.raises(Conflict):
+            await claim(played, approval_id)
+    assert await told(played, "release.sending") == []
+
+
 async def test_E_15_the_secret_of_the_moment_goes_along_and_is_named(played: Stage):
     approval_id = await approved(played)
     async with played.db.transaction() as session:
@@ -172,6 +236,18 @@ async def test_what_is_superseded_is_never_sent(played: Stage):
         await supersede(played, approval_id, other)
     assert (await played.read(approval_id)).superseded_by == other
     assert len(await told(played, "approval.superseded")) == 1
+
+
+async def test_what_is_superseded_is_superseded_once(played: Stage):
+    approval_id, one, two = [await approved(played) for _ in range(3)]
+    await supersede(played, approval_id, one)
+    async with played.ledger.transaction() as tx:
+        # Here, not only where the ledger refuses a second record of it.
+        with pytest.raises(Conflict):
+            await standing.supersede(
+                tx, Fallen(approval_id, "definition_changed"), two, played.clock()
+            )
+    assert (await played.read(approval_id)).superseded_by == one
 
 
 async def test_what_was_sent_cannot_be_superseded(played: Stage):
@@ -265,7 +341,8 @@ async def test_an_outcome_is_recorded_once(played: Stage):
     approval_id = await approved(played)
     await claim(played, approval_id)
     await observe(played, approval_id, "executed")
-    with pytest.raises(Conflict):
+    # Not only where the ledger refuses a second record of it.
+    with pytest.raises(Superseded):
         await observe(played, approval_id, "failed")
     assert (await played.read(approval_id)).execution == "executed"
 
@@ -387,7 +464,9 @@ async def test_an_outcome_is_settled_once(played: Stage, outcome: str):
     results = await asyncio.gather(
         *(settle(played, approval_id, outcome) for _ in range(4)), return_exceptions=True
     )
-    assert sum(isinstance(result, Conflict) for result in results) == 3
+    refused = [result.code for result in results if isinstance(result, Conflict)]
+    assert len(refused) == 3
+    assert set(refused) <= {"already_settled", "outcome_known"}
     view = await played.read(approval_id)
     assert view.settlement is not None
     assert (view.settlement.outcome, view.settlement.by) == (outcome, "rev@example.org")

@@ -8,6 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 
 from gateway.approvals import decisions, escalation, review
 from gateway.approvals.decisions import Decision
@@ -151,6 +153,58 @@ async def test_E_16_one_person_counts_once_whatever_the_channel(played: Stage) -
     assert {answer.state for answer in answers} == {"pending"}
     assert (await played.read(approval_id)).quorum.given == 1
     assert len(await records(played, "approval.reviewed")) == 1
+
+
+async def test_E_16_two_who_complete_a_quorum_at_once_decide_it(
+    played: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither sees half of a quorum: who comes second waits for the first one's review."""
+    approval_id = await played.ask(Wish(rule={"quorum": 2}))
+    ann, bo = [await played.reviewer(f"{name}@example.org") for name in ("ann", "bo")]
+    take, both = review._take, asyncio.Event()
+    here = 0
+
+    async def both_have_read(*arguments: Any) -> Any:
+        nonlocal here
+        here += 1
+        if here == 2:
+            both.set()
+        # Whoever holds the request keeps the other one out: that is what is wanted.
+        await asyncio.wait([asyncio.ensure_future(both.wait())], timeout=1)
+        return await take(*arguments)
+
+    monkeypatch.setattr(review, "_take", both_have_read)
+    await asyncio.gather(submit(played, ann, approval_id), submit(played, bo, approval_id))
+    assert (await played.read(approval_id)).state == "approved"
+    assert len(await records(played, "approval.decided")) == 1
+
+
+async def test_a_decision_is_taken_once_whoever_takes_it(played: Stage) -> None:
+    approval_id = await played.ask()
+    await played.decide(approval_id, "deny")
+    async with played.db.reading() as session:
+        row = await session.get_one(ApprovalRequest, approval_id)
+    late = Decision("approved", "reviewers", SYSTEM)
+    async with played.ledger.transaction() as tx:
+        taken = await decisions.decide(tx, row, late, played.clock())
+        tx.records.clear()  # the ledger would refuse the second one, too
+    assert not taken
+    assert (await played.read(approval_id)).state == "denied"
+
+
+async def test_a_request_that_was_altered_in_the_database_cannot_be_decided(
+    played: Stage,
+) -> None:
+    ann = await played.reviewer("ann@example.org")
+    for change in ({"tool": "read"}, {"server_url": "https://evil.example/mcp"}):
+        approval_id = await played.ask()
+        async with played.db.transaction() as session:
+            mine = update(ApprovalRequest).where(col(ApprovalRequest.id) == approval_id)
+            await session.exec(mine.values(**change))
+        with pytest.raises(Conflict) as refused:
+            await submit(played, ann, approval_id)
+        assert refused.value.code == "digest_broken"
+        assert (await played.read(approval_id)).state == "pending"
 
 
 async def test_E_16_a_review_taken_back_during_the_second_one_does_not_count(

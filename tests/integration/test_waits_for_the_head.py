@@ -38,6 +38,7 @@ from tests.support.stage import stage
 pytestmark = pytest.mark.e2e
 RECORDS = metadata.tables["audit_records"]
 WHO: dict[str, Any] = {"actor": Actor("user", "usr_1", "session")}
+BALANCE = "What is the balance of account 4711?"
 LONG = 0.4  # seconds in which what must not happen would have happened many times
 
 
@@ -145,6 +146,47 @@ async def test_an_approval_is_sent_only_when_its_release_is_signed(gateway: Gate
     sealing.go_on()
     await asyncio.gather(asking, deciding)
     assert len(await gateway.effects()) == 1
+
+
+async def test_nothing_is_sent_before_the_opening_of_the_exchange_is_signed(
+    gateway: Gateway,
+) -> None:
+    sealing = hold(gateway, "exchange.opened")
+    asking = asyncio.ensure_future(gateway.ask(TRANSFER))
+    await sealing.reached()
+    assert await gateway.upstream_requests() == []
+    sealing.go_on()
+    await asyncio.gather(asking, gateway.decide())
+
+
+async def test_leave_is_given_only_then(tmp_path: Path) -> None:
+    reads = """
+policies:
+  - {name: reads, effect: allow, match: {server: bank, tool: "get_*"}}
+"""
+    async with AsyncExitStack() as stack:
+        leaves = {"GATEPASS_ALLOW_AT_AZURE": "true"}
+        gateway = await open_gateway(stack, tmp_path, declare=reads, **leaves)
+        await gateway.ask(BALANCE)  # the first listing pins the tools
+        before = len(await gateway.upstream_requests())
+        sealing = hold(gateway, "call.preallowed")
+        asking = asyncio.ensure_future(gateway.ask(BALANCE))
+        await sealing.reached()
+        assert len(await gateway.upstream_requests()) == before
+        sealing.go_on()
+        await asking
+        assert len(await gateway.upstream_requests()) == before + 1
+        await gateway.verify()
+
+
+async def test_an_end_is_told_only_then(gateway: Gateway) -> None:
+    sealing = hold(gateway, "exchange.finished")
+    asking = asyncio.ensure_future(gateway.ask(TRANSFER))
+    await gateway.decide()
+    await sealing.reached()
+    assert not asking.done()
+    sealing.go_on()
+    await asking
 
 
 async def test_an_executed_result_is_handed_over_only_then(gateway: Gateway) -> None:

@@ -229,13 +229,19 @@ class Process:
                 stderr=log,
             )
         async with httpx2.AsyncClient(base_url=self.url) as client:
-            for _ in range(400):
+            for _ in range(1200):
                 with contextlib.suppress(httpx2.TransportError):
                     if (await client.get("/readyz")).status_code == 200:
                         return
                 assert self._process.poll() is None, self.log()
                 await asyncio.sleep(0.05)
         raise AssertionError(f"the gateway is not ready: {self.log()}")
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now."""
+        assert self._process is not None
+        return self._process.pid
 
     def freeze(self) -> None:
         """Let it do nothing more, though it is there."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import mmap
 import os
+import resource
 import select
 import signal
 import struct
@@ -101,6 +102,7 @@ class Mortal:
     clock: Number | None = None
     deaths: list[str] = field(default_factory=list)
     _fd: int | None = None
+    _pid: int = 0
 
     def __post_init__(self) -> None:
         self.url = self.environ["GATEPASS_PUBLIC_URL"]
@@ -119,7 +121,8 @@ class Mortal:
             "shared": str(self.armed.path),
             "clock": str(self.clock.path) if self.clock else None,
         }
-        self._fd = os.pidfd_open(self.zygote.fork(order))
+        self._pid = self.zygote.fork(order)
+        self._fd = os.pidfd_open(self._pid)
         async with httpx2.AsyncClient(base_url=self.url, verify=False) as client:
             for _ in range(2000):
                 with contextlib.suppress(httpx2.TransportError):
@@ -147,6 +150,17 @@ class Mortal:
         if self._fd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._fd, number)
+
+    def squeeze(self, spare: int | None) -> None:
+        """From now on it gets `spare` bytes of memory more than it has, and no more; None: as
+        much as it wants.
+        """
+        with contextlib.suppress(OSError):  # it may have ended
+            limit = resource.RLIM_INFINITY
+            if spare is not None:
+                pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[0])
+                limit = pages * resource.getpagesize() + spare
+            resource.prlimit(self._pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
     async def end(self, number: int = signal.SIGKILL) -> None:
         """End it, and wait until it is gone."""

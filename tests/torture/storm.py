@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,8 @@ from tests.torture.proxying import Way, way_to
 UNIT = 10_000
 MODES = ("background", "plain", "background", "stream")
 LANES = 8
+#: What breaks, and how often in comparison.
+WEATHER = {"kills": 3, "stops": 3, "reset": 5, "silence": 2, "jumps": 2}
 
 
 @dataclass
@@ -82,6 +84,8 @@ class Storm:
         seed: random.Random,
     ) -> None:
         self.mortals, self.ways, self.seed = mortals, ways, seed
+        self.weights: Mapping[str, int] = WEATHER
+        self.padding = 0  # characters that every request has more than it needs
         self._key, self._token, self._tool = key, token, tool
         self.toll = Toll()
         self.acknowledged: dict[str, str] = {}
@@ -126,6 +130,8 @@ class Storm:
         }
         if mode != "plain":
             body["background" if mode == "background" else "stream"] = True
+        if self.padding:
+            body["instructions"] = "x" * self.padding
         for attempt in range(100):
             await self._there.wait()
             if await self._asked(body, attempt):
@@ -171,10 +177,9 @@ class Storm:
     # --- what breaks ------------------------------------------------------------------------
 
     async def _break(self, pause: float) -> None:
-        weights = {"kills": 3, "stops": 3, "reset": 5, "silence": 2, "jumps": 2}
         while True:
             await asyncio.sleep(self.seed.uniform(pause / 2, pause * 1.5))
-            [what] = self.seed.choices(list(weights), list(weights.values()))
+            [what] = self.seed.choices(list(self.weights), list(self.weights.values()))
             mortal, way = self.seed.choice(self.mortals), self.seed.choice(self.ways)
             match what:
                 case "kills":
@@ -190,6 +195,13 @@ class Storm:
                         way.reset()
                 case "silence":
                     await way.silence(self.seed.uniform(0.2, 1.0))
+                case "memory ends" | "out of memory":
+                    mortal.squeeze(self.seed.choice([0, 2**20, 2**22]))
+                    await asyncio.sleep(self.seed.uniform(0.3, 1.5))
+                    if what == "out of memory":  # the kernel's way
+                        await mortal.end(signal.SIGKILL)
+                    mortal.squeeze(None)
+                    self.toll.done[what] += 1
                 case "jumps" if mortal.clock is not None:
                     mortal.clock.value = self.seed.randint(-600, 600)
                     self.toll.done["jumps"] += 1
@@ -360,11 +372,20 @@ async def open_storm(
 
 
 async def weather(
-    zygote: Zygote, folder: Path, url: str, *, count: int, pause: float, processes: int = 1
+    zygote: Zygote,
+    folder: Path,
+    url: str,
+    *,
+    count: int,
+    pause: float,
+    processes: int = 1,
+    weights: Mapping[str, int] = WEATHER,
+    padding: int = 0,
 ) -> Toll:
     """One storm from its beginning to the verified ledger."""
     seed = int(os.environ.get("SEED", "1"))
     async with open_storm(zygote, folder, url, processes, seed) as (storm, world, settings):
+        storm.weights, storm.padding = weights, padding
         await storm.run(count, pause)
         decide = asyncio.ensure_future(storm._decide())
         await settled(url, 120)
