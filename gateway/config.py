@@ -87,6 +87,15 @@ class Settings(BaseModel):
     upstream_auth: Literal["key", "entra"] = Field(
         "key", description="How to sign in to Azure. `entra` is not available yet."
     )
+    azure_credential: Literal["default", "managed", "workload"] = Field(
+        "default",
+        description="The gateway's identity at Azure: a managed identity, the workload identity of "
+        "its pod, or the first that is found (these, the variables of a service principal, the "
+        "command line of a developer).",
+    )
+    azure_client_id: str | None = Field(
+        None, description="Client id of that identity, where there is more than one."
+    )
     master_key_file: Path | None = Field(
         None,
         description="32 bytes that wrap every data key. Made in the data directory when absent; "

@@ -40,6 +40,8 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=number, format="%(message)s", stream=sys.stderr, force=True)
     for library in ("aiohttp", "httpx2", "httpcore", "sqlalchemy", "aiosqlite", "asyncio", "mcp"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    for library in ("azure", "msal"):  # they warn of what is then tried in another way, at length
+        logging.getLogger(library).setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
