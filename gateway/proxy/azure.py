@@ -1,4 +1,4 @@
-"""The sender: one pooled client to Azure. Step 4 of the path, the only place that opens secrets.
+"""The sender: one pooled client to Azure. Step 4 of the path; `injection` opens what goes along.
 
 Retries nothing that could run twice: only what Azure provably did not start (no connection, a
 parent not visible yet, a rejection before the start) is tried again. Redirects are never
@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import aiohttp
 from yarl import URL
 
-from gateway.errors import Conflict, GatepassError, Unavailable, UpstreamFailed
+from gateway.errors import GatepassError, Unavailable, UpstreamFailed
 from gateway.exchange.document import dump, read
 from gateway.exchange.messages import (
     TERMINAL,
-    Binding,
     Broken,
     Event,
     Forward,
@@ -30,10 +29,11 @@ from gateway.exchange.messages import (
     Rejected,
 )
 from gateway.exchange.sse import Frame, FrameReader
+from gateway.proxy.injection import Injection, Prepared
 from gateway.proxy.multipart import Form
 from gateway.proxy.scrubbing import Scrubber, Seams
-from gateway.registry.directory import Directory, ServerView
-from gateway.vault import Vault
+from gateway.registry.directory import Directory
+from gateway.vault import Purpose, Vault
 
 #: Headers of Azure's answers that mean something to an app.
 PASSED_ON = frozenset(
@@ -48,8 +48,6 @@ PASSED_ON = frozenset(
 #: Between tries of what Azure did not begin: a streamed parent has taken half a minute to be seen.
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _LONGEST_PAUSE = 60.0
-#: Seconds until credentials are opened anew to be looked for in answers.
-_KNOWN_FOR = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +99,16 @@ class Declined(UpstreamFailed):
         self.answer = answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """The scrubber of all credentials, as of a version of the configuration, and for how long."""
-
-    version: int
-    until: float
-    scrubber: Scrubber = field(repr=False)
-
-
 class Azure:
     """One per process. `open` before use, `close` at the end."""
 
     def __init__(self, upstream: Upstream | None, directory: Directory, vault: Vault) -> None:
         self._upstream = upstream
-        self._directory = directory
-        self._vault = vault
         # Parsing an address costs as much as parsing a request: the usual one is kept.
         self._create = URL(upstream.url + "responses") if upstream else None
         #: Takes our own key out of answers: some services show it in errors.
         self.scrubber = Scrubber([upstream.key] if upstream else [])
-        self._known: _Known | None = None
+        self._injection = Injection(directory, vault, self.scrubber)
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
 
@@ -194,7 +181,7 @@ class Azure:
         Raises `Declined` for an error of Azure's own, `UpstreamFailed` when there is no answer.
         """
         raw = None if body is None else dump(body)
-        scrubber = await self._thorough()
+        scrubber = await self._injection.scrubber()
         try:
             async with await self.send(method, path, wire, raw, once=method == "POST") as response:
                 if response.status >= 300:
@@ -208,28 +195,27 @@ class Azure:
 
     # --- a round ----------------------------------------------------------------------------
 
+    async def prepare(self, turn: Forward, *, fresh: bool) -> Prepared:
+        """Open what the round takes, before anything is marked as being sent. `fresh`: approved
+        calls go out with it, so every vault is asked now. Raises when a credential cannot be had.
+        """
+        return await self._injection.prepare(turn, Purpose(fresh=fresh))
+
     async def round(
-        self, turn: Forward, wire: Wire, watch: Watch = _NOBODY
+        self, prepared: Prepared, wire: Wire, watch: Watch = _NOBODY
     ) -> AsyncGenerator[Event, None]:
         """Send one round; its frames, or `Rejected`, or `Broken` as the last event."""
-        try:
-            document, scrubber = await self._with_credentials(turn.body, turn.bindings)
-            raw = dump(document)
-        except GatepassError as error:
-            yield Broken(error.message, sent=False, code=error.code, status=error.status)
-            return
+        turn, raw = prepared.turn, prepared.body
         answers = turn.round > 0 or bool(turn.releases or turn.denials)
         attempt, replay = 0, True
         while True:
             async with contextlib.aclosing(
-                self._attempt(raw, wire, scrubber, watch, once=answers)
+                self._attempt(raw, wire, prepared.scrubber, watch, once=answers)
             ) as events:
                 first = await anext(events, None)
                 pause = _pause(first, attempt, resumes=answers)
                 if pause is None and turn.replay and replay and _is_unseen(first):
-                    pause, replay = 0.0, False
-                    document, scrubber = await self._with_credentials(turn.replay, turn.bindings)
-                    raw = dump(document)
+                    pause, replay, raw = 0.0, False, prepared.replay()
                 if pause is None:
                     if first is not None:
                         yield first
@@ -249,9 +235,9 @@ class Azure:
         or what became of it where Azure does not tell them any more.
         """
         try:
-            _, scrubber = await self._with_credentials(turn.body, turn.bindings)
-        except GatepassError:
-            scrubber = self.scrubber  # the server is gone: so is what could be shown of it
+            scrubber = (await self.prepare(turn, fresh=False)).scrubber
+        except GatepassError:  # the server is gone, or its vault: what was known of them is left
+            scrubber = await self._injection.scrubber()
         path = f"responses/{response_id}"
         streaming = Wire(wire.headers, {**wire.query, "stream": "true"})
         for way in (streaming, wire) if turn.body.get("stream") else (wire,):
@@ -326,57 +312,6 @@ class Azure:
                 status = response.get("status")
         kind = f"response.{status}"
         yield FrameSeen(kind if kind in TERMINAL else "response.completed", {"response": response})
-
-    # --- credentials ------------------------------------------------------------------------
-
-    async def _with_credentials(
-        self, body: Json, bindings: Sequence[Binding]
-    ) -> tuple[Json, Scrubber]:
-        """The body with every bound server's credential in it, and what must never come back."""
-        scrubber = await self._thorough()
-        if not bindings:
-            return body, scrubber
-        tools = list(body["tools"])
-        values: list[str] = []
-        for binding in bindings:
-            server = self._directory.view.servers.get(binding.server_id)
-            entry = tools[binding.tool_index]
-            if server is None or not server.url == binding.url == entry["server_url"]:
-                raise Conflict(
-                    f"The server {binding.server_label!r} has been changed or removed.",
-                    code="server_changed",
-                )
-            if server.credential is not None:
-                value = (await self._vault.open(server.credential.ref)).reveal()
-                tools[binding.tool_index] = {**entry, **_injected(server, value)}
-                values.append(value)
-        return {**body, "tools": tools}, scrubber.with_more(values)
-
-    async def _thorough(self) -> Scrubber:
-        """Takes out the credentials of all servers: what one of them once let out may be in a
-        context at Azure, and come back in an answer that has nothing to do with it.
-        """
-        now, version = asyncio.get_running_loop().time(), self._directory.view.version
-        known = self._known
-        if known is None or known.version != version or known.until <= now:
-            values = []
-            for server in self._directory.view.servers.values():
-                if server.credential is not None:
-                    with contextlib.suppress(GatepassError):  # nobody can use it now, either
-                        values.append((await self._vault.open(server.credential.ref)).reveal())
-            known = _Known(version, now + _KNOWN_FOR, self.scrubber.with_more(values))
-            self._known = known
-        return known.scrubber
-
-
-def _injected(server: ServerView, value: str) -> Json:
-    credential = server.credential
-    if credential is None:
-        return {}
-    if server.inject == "authorization":
-        return {"authorization": value}
-    scheme = f"{credential.scheme} " if credential.scheme else ""
-    return {"headers": {credential.header: scheme + value}}
 
 
 def _pause(event: Event | None, attempt: int, *, resumes: bool) -> float | None:
