@@ -195,13 +195,13 @@ class Azure:
         Raises `Declined` for an error of Azure's own, `UpstreamFailed` when there is no answer.
         """
         raw = None if body is None else dump(body)
-        scrubber = await self._thorough()
+        scrubber = await self.thorough()
         try:
             async with await self.send(method, path, wire, raw, once=method == "POST") as response:
                 if response.status >= 300:
                     raise Declined(await rejection(response, scrubber))
                 document = read(scrubber.clean(await response.read()))
-                return document, passed_on(response)
+                return document, passed_on(response, scrubber)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
         except ValueError:
@@ -278,7 +278,7 @@ class Azure:
         try:
             async with await self.send("POST", "responses", wire, raw, once=once) as response:
                 answered = True
-                watch.heard(passed_on(response))
+                watch.heard(passed_on(response, scrubber))
                 async for event in self._events(response, wire, scrubber):
                     yield event
         except aiohttp.ClientConnectorError:
@@ -334,7 +334,7 @@ class Azure:
         self, body: Json, bindings: Sequence[Binding]
     ) -> tuple[Json, Scrubber]:
         """The body with every bound server's credential in it, and what must never come back."""
-        scrubber = await self._thorough()
+        scrubber = await self.thorough()
         if not bindings:
             return body, scrubber
         tools = list(body["tools"])
@@ -353,9 +353,9 @@ class Azure:
                 values.append(value)
         return {**body, "tools": tools}, scrubber.with_more(values)
 
-    async def _thorough(self) -> Scrubber:
-        """Takes out the credentials of all servers: what one of them once let out may be in a
-        context at Azure, and come back in an answer that has nothing to do with it.
+    async def thorough(self) -> Scrubber:
+        """Takes out our key and the credentials of all servers: what one of them once let out may
+        be in a context at Azure, and come back in an answer that has nothing to do with it.
         """
         now, version = asyncio.get_running_loop().time(), self._directory.view.version
         known = self._known
@@ -437,13 +437,13 @@ async def rejection(response: aiohttp.ClientResponse, scrubber: Scrubber) -> Rej
         }  # fmt: skip
     # A redirect would lead the app past the gateway: it is shown as a failure.
     status = response.status if response.status >= 400 else 502
-    return Rejected(status, body, passed_on(response))
+    return Rejected(status, body, passed_on(response, scrubber))
 
 
-def passed_on(response: aiohttp.ClientResponse) -> dict[str, str]:
+def passed_on(response: aiohttp.ClientResponse, scrubber: Scrubber) -> dict[str, str]:
     """The headers of an answer that the app may see."""
     return {
-        lower: value
+        lower: scrubber.clean(value.encode("utf-8", "surrogateescape")).decode("ascii", "replace")
         for name, value in response.headers.items()
         if (lower := name.lower()) in PASSED_ON
     }
