@@ -22,7 +22,13 @@ from gateway.errors import Conflict, NotAllowed, NotFound
 from gateway.registry import bindings, ending
 from gateway.registry.bindings import Binding, Seen
 from gateway.registry.changes import By, Change, changing, differences, digest_of, names
-from gateway.registry.settings import CredentialSettings, ServerSettings
+from gateway.registry.members import read_object
+from gateway.registry.settings import (
+    CredentialSettings,
+    ServerSettings,
+    read_server,
+    server_document,
+)
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.ids import new_id
@@ -132,12 +138,14 @@ async def set_credential(
 ) -> str:
     """Store a value in the sealed vault and bind it to the server; the reference, as text.
 
-    Raises `Refused` for a value that cannot travel in a header, without repeating any of it.
+    Raises `Refused` for a value that cannot travel in a header, without repeating any of it, and
+    for a header that cannot carry one.
     """
     async with changing(ledger, by.actor, by.now) as changed:
         row = await _known(changed.session, label)
         before = settings_of(row)
         after = replace(before, credential=_sealed_credential(before, given))
+        read_object(server_document(after), "server", read_server)  # a header that can carry it
         how = bindings.how(by.actor)
         row = await put(changed, row, after, binds=how)
         await bindings.bind(changed, row, how)
