@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -29,6 +30,16 @@ decision_seconds = Histogram(
 def utc_now() -> datetime:
     """The real clock. Everything but the composition root takes it as an argument."""
     return datetime.now(UTC)  # noqa: TID251
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    """What may be logged of an exception: its type, and `FILE:LINE` where it happened.
+
+    What it says may quote a payload or a secret, whoever raised it.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
+    return {"error": type(error).__name__, "at": place}
 
 
 def configure_logging(level: str) -> None:

@@ -5,8 +5,6 @@ Names no internals: the cause of an unexpected failure is in the log, under the 
 
 from __future__ import annotations
 
-import traceback
-
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -14,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from gateway.errors import GatepassError
-from gateway.telemetry import log
+from gateway.telemetry import failure, log
 from web import frame, words
 from web.frame import SignInNeeded
 from web.translation import N_
@@ -50,14 +48,8 @@ async def _malformed(request: Request, _error: RequestValidationError) -> Respon
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     request_id = getattr(request.state, "request_id", "-")
-    log.error("page_failed", error=type(error).__name__, at=_place(error), request=request_id)
+    log.error("page_failed", request=request_id, **failure(error))
     return await _page(request, 500, "internal_error", framed=False)
-
-
-def _place(error: Exception) -> str:
-    """Where it happened. The message of an exception may hold a payload and is not logged."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
 
 
 async def _page(

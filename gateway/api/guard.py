@@ -7,7 +7,6 @@ Decides who is asking and whether a browser may send this for them; what that pe
 
 from __future__ import annotations
 
-import traceback
 from datetime import datetime
 from urllib.parse import urlsplit
 
@@ -23,7 +22,7 @@ from gateway.errors import GatepassError, NotAllowed, Refused
 from gateway.identity import login
 from gateway.identity.login import Principal
 from gateway.services import Services
-from gateway.telemetry import log
+from gateway.telemetry import failure, log
 
 MAX_BODY_BYTES = 1024 * 1024
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -52,7 +51,7 @@ class Guard:
         except GatepassError as error:
             await _give_up(answer, problems.of_error(error), scope, receive)
         except Exception as error:
-            log.error("api.failed", error=type(error).__name__, at=_place(error))
+            log.error("api.failed", **failure(error))
             detail = "Something went wrong here; nothing was decided or changed by this answer."
             await _give_up(answer, problems.of_status(500, detail), scope, receive)
 
@@ -166,9 +165,3 @@ async def _give_up(answer: _Answer, response: ASGIApp, scope: Scope, receive: Re
         # Half an answer is out: breaking the connection is the only honest end.
         raise ConnectionAbortedError("failed after the response had started")
     await response(scope, receive, answer)
-
-
-def _place(error: BaseException) -> str:
-    # File and line, not the message: that may quote what was sent.
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "?"

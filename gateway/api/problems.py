@@ -6,6 +6,7 @@ may have carried a credential.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +24,7 @@ from gateway.telemetry import log
 
 MEDIA_TYPE = "application/problem+json"
 _MOST_ERRORS = 20
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,30}")
 _CODES = {
     400: "invalid_request",
     401: "unauthenticated",
@@ -148,8 +150,9 @@ def _first(items: Iterable[Any], most: int) -> list[Any]:
 
 
 def _path(location: Sequence[int | str]) -> str:
-    # A location may end in a member name that the caller chose: shown, but never at length.
-    return ".".join(str(part)[:60] for part in location) or "body"
+    # A location may end in a member name that the caller chose: shown if it looks like one.
+    shown = (str(part) if _NAME.fullmatch(str(part)) else "…" for part in location)
+    return ".".join(shown) or "body"
 
 
 def _phrase(status: int) -> str:

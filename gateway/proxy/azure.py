@@ -181,13 +181,13 @@ class Azure:
         Raises `Declined` for an error of Azure's own, `UpstreamFailed` when there is no answer.
         """
         raw = None if body is None else dump(body)
-        scrubber = await self._injection.scrubber()
+        scrubber = await self.thorough()
         try:
             async with await self.send(method, path, wire, raw, once=method == "POST") as response:
                 if response.status >= 300:
                     raise Declined(await rejection(response, scrubber))
                 document = read(scrubber.clean(await response.read()))
-                return document, passed_on(response)
+                return document, passed_on(response, scrubber)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamFailed(f"Azure did not answer ({type(error).__name__}).") from None
         except ValueError:
@@ -263,7 +263,7 @@ class Azure:
         try:
             async with await self.send("POST", "responses", wire, raw, once=once) as response:
                 answered = True
-                watch.heard(passed_on(response))
+                watch.heard(passed_on(response, scrubber))
                 async for event in self._events(response, wire, scrubber):
                     yield event
         except aiohttp.ClientConnectorError:
@@ -312,6 +312,10 @@ class Azure:
                 status = response.get("status")
         kind = f"response.{status}"
         yield FrameSeen(kind if kind in TERMINAL else "response.completed", {"response": response})
+
+    async def thorough(self) -> Scrubber:
+        """Takes out our key and the credentials of all servers."""
+        return await self._injection.scrubber()
 
 
 def _pause(event: Event | None, attempt: int, *, resumes: bool) -> float | None:
@@ -370,13 +374,13 @@ async def rejection(response: aiohttp.ClientResponse, scrubber: Scrubber) -> Rej
         }  # fmt: skip
     # A redirect would lead the app past the gateway: it is shown as a failure.
     status = response.status if response.status >= 400 else 502
-    return Rejected(status, body, passed_on(response))
+    return Rejected(status, body, passed_on(response, scrubber))
 
 
-def passed_on(response: aiohttp.ClientResponse) -> dict[str, str]:
+def passed_on(response: aiohttp.ClientResponse, scrubber: Scrubber) -> dict[str, str]:
     """The headers of an answer that the app may see."""
     return {
-        lower: value
+        lower: scrubber.clean(value.encode("utf-8", "surrogateescape")).decode("ascii", "replace")
         for name, value in response.headers.items()
         if (lower := name.lower()) in PASSED_ON
     }

@@ -43,7 +43,7 @@ from gateway.proxy.azure import Watch
 from gateway.proxy.claiming import Claiming
 from gateway.proxy.live import Live
 from gateway.proxy.reports import Reports
-from gateway.telemetry import holds_open, log
+from gateway.telemetry import failure, holds_open, log
 
 _LATER = 5.0  # seconds until an end that could not be recorded is tried again
 _GLANCE = 1.0  # seconds between looks at whether a pause is over
@@ -108,7 +108,7 @@ class Driver:
         except Superseded:
             self._step_aside()
         except Exception as error:
-            log.exception("exchange.failed", exchange=self._kept.id)
+            log.error("exchange.failed", exchange=self._kept.id, **failure(error))
             await self._give_up(error)
 
     def _step_aside(self) -> None:
@@ -427,8 +427,8 @@ class Driver:
             await self._conclude(finished)
         except Superseded:
             self._step_aside()
-        except Exception:
-            log.exception("exchange.end_not_recorded", exchange=self._kept.id)
+        except Exception as error:
+            log.error("exchange.end_not_recorded", exchange=self._kept.id, **failure(error))
             for frame in self._last:
                 self._live.emit(frame)
             self._last = []

@@ -79,7 +79,8 @@ class Files:
     async def _keep(
         self, call: Call, response: aiohttp.ClientResponse, trace: Trace, purpose: str
     ) -> None:
-        raw = self.relay.azure.scrubber.clean(await response.read())
+        scrubber = await self.relay.azure.thorough()
+        raw = scrubber.clean(await response.read())
         file_id = _document(raw).get("id")
         if not isinstance(file_id, str) or not _ID.fullmatch(file_id):
             raise UpstreamFailed("Azure gave the file no id that could be used.")
@@ -89,7 +90,7 @@ class Files:
             "file_id": file_id, "app_id": trace.app.id, "purpose": purpose, "created_at": now
         }  # fmt: skip
         await self.relay.ledger.append_all([trace.record(now)], [(_UPLOADED, row)])
-        await call.answer(response.status, raw, passed_on(response))
+        await call.answer(response.status, raw, passed_on(response, scrubber))
 
     # --- one file ---------------------------------------------------------------------------
 
@@ -120,7 +121,8 @@ class Files:
         headers = {"content-type": "application/octet-stream", "x-content-type-options": "nosniff"}
         if response.content_length is not None:
             headers["content-length"] = str(response.content_length)
-        await call.start(response.status, {**headers, **passed_on(response)})
+        told = passed_on(response, await self.relay.azure.thorough())
+        await call.start(response.status, {**headers, **told})
         async with connected(call):
             async for chunk in response.content.iter_any():
                 await call.write(chunk)

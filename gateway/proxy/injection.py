@@ -22,7 +22,7 @@ from gateway.vault import Purpose, Secret, SecretRef, Vault
 #: Seconds until the credentials of all servers are opened anew to be looked for in answers, and
 #: how long those are waited for that nothing is sent with.
 _KNOWN_FOR, _PATIENCE = 60.0, 1.0
-_AGAIN = Purpose(fresh=False)
+_AGAIN = Purpose(fresh=False, sent=False)
 
 
 class Outgoing(bytes):

@@ -20,7 +20,7 @@ from gateway.errors import Refused
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import Emit, Fault, Finished, Json
 from gateway.exchange.sse import render
-from gateway.telemetry import log
+from gateway.telemetry import failure, log
 
 #: How often, and after how many seconds each time, it is looked whether a connection is gone.
 GLANCES, GLANCE = 5, 0.04
@@ -203,7 +203,7 @@ class Hub:
         try:
             await work()
         except Exception as error:  # the group must outlive any one exchange
-            log.exception("exchange.driver_failed", exchange=live.kept.id)
+            log.error("exchange.driver_failed", exchange=live.kept.id, **failure(error))
             live.finish(_broken(error))
 
     def _spawn(self, live: Live, work: Coroutine[Any, Any, None]) -> None:

@@ -33,7 +33,7 @@ from gateway.exchange.messages import (
     Rejected,
     Started,
 )
-from gateway.exchange.sse import FrameReader, render
+from gateway.exchange.sse import Frame, FrameReader, render
 from gateway.proxy.azure import (
     PAUSES,
     Azure,
@@ -45,6 +45,7 @@ from gateway.proxy.azure import (
 )
 from gateway.proxy.clients import STREAM_HEADERS
 from gateway.proxy.http import Call
+from gateway.proxy.scrubbing import Scrubber, Seams
 from gateway.proxy.trace import Trace
 from gateway.registry.directory import AppView
 from gateway.store.database import outage
@@ -88,7 +89,7 @@ class Passing:
                     if response.status < 300:
                         await self._answered(call, response, exchange, trace)
                         break
-                    rejected = await rejection(response, self.azure.scrubber)
+                    rejected = await rejection(response, await self.azure.thorough())
                     if pause is None or not parent_unseen(rejected):
                         await self._rejected(call, rejected, trace)
                         break
@@ -125,7 +126,8 @@ class Passing:
     async def _whole(
         self, call: Call, response: aiohttp.ClientResponse, exchange: Exchange, trace: _Trace
     ) -> None:
-        raw = self.azure.scrubber.clean(await response.read())
+        scrubber = await self.azure.thorough()
+        raw = scrubber.clean(await response.read())
         document = read(raw)
         status = document.get("status")
         trace.outcome, trace.response_id = str(status), document.get("id")
@@ -139,36 +141,38 @@ class Passing:
             parent = exchange.plan.asked["previous_response_id"]
             raw = orjson.dumps({**document, "previous_response_id": parent})
         await self._record(trace)
-        await call.answer(200, raw, passed_on(response))
+        await call.answer(200, raw, passed_on(response, scrubber))
 
     async def _stream(
         self, call: Call, response: aiohttp.ClientResponse, exchange: Exchange, trace: _Trace
     ) -> None:
-        reader, scrubber = FrameReader(), self.azure.scrubber
-        await call.start(200, {**STREAM_HEADERS, **passed_on(response)})
+        reader, scrubber = FrameReader(), await self.azure.thorough()
+        await call.start(200, {**STREAM_HEADERS, **passed_on(response, scrubber)})
+        # Other secrets than our key may be in a context, and come back in pieces.
+        seams = None if scrubber is self.azure.scrubber else Seams(scrubber)
         async for chunk in response.content.iter_any():
             out: list[bytes] = []
             for frame in reader.feed(chunk):
-                if frame.event is not None and exchange.passes(frame.event):
-                    out.append(render(frame.event, frame.data))
+                if seams is None and frame.event is not None and exchange.passes(frame.event):
+                    out.append(render(frame.event, scrubber.clean(frame.data)))
                     continue
-                event = parse_frame(frame, scrubber)
-                if event is None or exchange.state != "forwarding":
-                    continue
-                if event.type in TERMINAL:
-                    await self._ending(call, exchange, event, out, trace)
-                    continue
-                out += _frames(exchange.receive(event))
+                for event in _understood(frame, scrubber, seams):
+                    await self._event(call, exchange, event, out, trace)
             if out:
                 await call.write(b"".join(out))
         if exchange.state == "forwarding":
             raise aiohttp.ClientPayloadError("the stream ended without an end")
         await call.end()
 
-    async def _ending(
+    async def _event(
         self, call: Call, exchange: Exchange, event: FrameSeen, out: list[bytes], trace: _Trace
     ) -> None:
         """The last frame waits for its record, the ones before it do not."""
+        if exchange.state != "forwarding":
+            return
+        if event.type not in TERMINAL:
+            out += _frames(exchange.receive(event))
+            return
         if out:
             await call.write(b"".join(out))
             out.clear()
@@ -222,6 +226,14 @@ class _Trace(Trace):
         super().count(answer)
         if self.stored:
             self.items = answer.get("output")
+
+
+def _understood(frame: Frame, scrubber: Scrubber, seams: Seams | None) -> list[FrameSeen]:
+    """What may go on because of this frame, without any of our secrets."""
+    event = parse_frame(frame, scrubber)
+    if event is None:
+        return []
+    return [event] if seams is None else seams.feed(event)
 
 
 def _frames(commands: list[Command]) -> list[bytes]:

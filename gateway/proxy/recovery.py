@@ -21,7 +21,7 @@ from gateway.proxy.assignment import Assignment, Tools
 from gateway.proxy.driver import Driver
 from gateway.proxy.live import Hub, Live
 from gateway.store.tables import ApprovalRequest
-from gateway.telemetry import log
+from gateway.telemetry import failure, log
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Recovery:
         try:
             saved = await exchanges.load(context.db, context.envelope, exchange_id)
         except (GatepassError, ValueError) as error:
-            log.error("exchange.not_recovered", exchange=exchange_id, error=str(error))
+            log.error("exchange.not_recovered", exchange=exchange_id, **_told(error))
             return True
         try:
             await self._take_up(saved)
         except (GatepassError, ValueError) as error:
-            log.error("exchange.not_recovered", exchange=exchange_id, error=str(error))
+            log.error("exchange.not_recovered", exchange=exchange_id, **_told(error))
         except Exception:
             # The database, most likely: whoever reaches it next may try.
             await replicas.let_go(context.db, saved.kept)
@@ -130,3 +130,8 @@ def _interrupted(saved: Saved, code: str) -> Ending:
         code,
         frames=live.log(*(Emit(*frame) for frame in frames)),
     )
+
+
+def _told(error: GatepassError | ValueError) -> dict[str, str]:
+    """Our own sentences hold no payload; those of others may."""
+    return {"error": error.message} if isinstance(error, GatepassError) else failure(error)

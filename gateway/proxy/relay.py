@@ -93,7 +93,8 @@ class Relay:
         found: list[bytes] = []
 
         async def deliver(response: aiohttp.ClientResponse) -> None:
-            found.append(self.azure.scrubber.clean(await response.read()))
+            scrubber = await self.azure.thorough()
+            found.append(scrubber.clean(await response.read()))
 
         await self.send(call, trace, ask, deliver)
         return found[0] if found else None
@@ -104,24 +105,26 @@ class Relay:
         await self.ledger.append_all([trace.record(self.clock())])
 
     async def whole(self, call: Call, response: aiohttp.ClientResponse, trace: Trace) -> None:
-        """Pass a whole answer on, byte for byte."""
-        raw = self.azure.scrubber.clean(await response.read())
+        """Pass a whole answer on, byte for byte, without any of our secrets."""
+        scrubber = await self.azure.thorough()
+        raw = scrubber.clean(await response.read())
         trace.outcome = "completed"
         with contextlib.suppress(orjson.JSONDecodeError):
             trace.count(_object(orjson.loads(raw)))
         await self.record(trace)
-        await call.answer(response.status, raw, passed_on(response))
+        await call.answer(response.status, raw, passed_on(response, scrubber))
 
     async def stream(self, call: Call, response: aiohttp.ClientResponse, trace: Trace) -> None:
         """Pass server-sent events on line by line, as they come."""
-        await call.start(200, {**STREAM_HEADERS, **passed_on(response)})
+        scrubber = await self.azure.thorough()
+        await call.start(200, {**STREAM_HEADERS, **passed_on(response, scrubber)})
         last = b""
         try:
             async with connected(call):
                 async for lines in _lines(response):
                     if _USAGE.search(lines):
                         _count(lines, trace)
-                    await call.write(self.azure.scrubber.clean(lines))
+                    await call.write(scrubber.clean(lines))
         except (aiohttp.ClientError, TimeoutError) as error:
             trace.outcome, last = "broken", _broken(error)
         else:
@@ -130,7 +133,7 @@ class Relay:
         await call.end(last)
 
     async def _rejected(self, call: Call, response: aiohttp.ClientResponse, trace: Trace) -> None:
-        rejected = await rejection(response, self.azure.scrubber)
+        rejected = await rejection(response, await self.azure.thorough())
         trace.outcome, trace.status = "rejected", rejected.status
         await self.record(trace)
         await call.answer(rejected.status, orjson.dumps(rejected.body), rejected.headers)

@@ -24,7 +24,7 @@ from gateway.proxy.http import Call, ClientGone
 from gateway.proxy.passing import internal
 from gateway.proxy.retrieval import Retrieval
 from gateway.registry.directory import AppView
-from gateway.telemetry import log, refusals_total
+from gateway.telemetry import failure, log, refusals_total
 
 _FORWARDED = ("user-agent", "x-ms-oai-image-generation-deployment", "x-ms-client-request-id")
 _PASSED_QUERY = frozenset(("api-version", value) for value in ("preview", "v1", "latest"))
@@ -76,7 +76,7 @@ class Proxy:
         except GatepassError as error:
             await self._refused(call, app, error)
         except Exception as error:
-            log.exception("proxy.failed", request=call.id)
+            log.error("proxy.failed", request=call.id, **failure(error))
             await call.fail(internal(error))
 
     # --- what is refused --------------------------------------------------------------------

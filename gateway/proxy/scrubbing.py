@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -12,6 +14,7 @@ from gateway.exchange.messages import FrameSeen
 
 _REDACTED = b"[redacted]"
 _SHORTEST_SECRET = 6
+_PLAIN = re.compile("[A-Za-z0-9_-]+")
 _DOUBTFUL = frozenset("\"&'+<>`")
 
 
@@ -25,8 +28,9 @@ class Scrubber:
                 once = _spellings(value)
                 forms |= {value, *once, *(twice for text in once for twice in _spellings(text))}
         self._values = tuple(values)
+        longest_first = sorted(values, key=len, reverse=True)
+        self._sought = tuple(_Sought(v) for v in longest_first if len(v) >= _SHORTEST_SECRET)
         texts = sorted(forms, key=len, reverse=True)
-        self._forms = tuple(form.encode() for form in texts)
         self._longest = len(texts[0]) if texts else 0
         self._by_letter: dict[str, list[str]] = {}
         for text in texts:
@@ -46,11 +50,38 @@ class Scrubber:
         return Scrubber([*self._values, *more]) if more else self
 
     def clean(self, raw: bytes) -> bytes:
-        """`raw` without any of the secrets."""
-        for form in self._forms:
-            if form in raw:
-                raw = raw.replace(form, _REDACTED)
+        """`raw` without any of the secrets, however deep in JSON they were written."""
+        for sought in self._sought:
+            if sought.core in raw:
+                raw = sought.pattern.sub(_REDACTED, raw)
         return raw
+
+
+class _Sought:
+    """One secret in every spelling: each of its letters plain, after backslashes, or by number.
+
+    Serialisers differ in what they escape, and a text may have been through several of them. None
+    escapes plain letters: where the longest run of these is not, neither is the secret.
+    """
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        self.core = max(_PLAIN.findall(value), key=len, default="").encode()
+
+    @cached_property
+    def pattern(self) -> re.Pattern[bytes]:
+        """Made when it is first needed: most answers have no secret in them."""
+        return re.compile(b"".join(_any_spelling(letter) for letter in self._value))
+
+
+def _any_spelling(letter: str) -> bytes:
+    if _PLAIN.fullmatch(letter):
+        return re.escape(letter.encode())
+    units = letter.encode("utf-16-be").hex()
+    numbers = (units[start : start + 4] for start in range(0, len(units), 4))
+    by_number = "".join(rf"\\+u(?i:{number})" for number in numbers).encode()
+    plain = rb"\\+" if letter == "\\" else rb"\\*" + re.escape(letter.encode())
+    return rb"(?:%b|%b)" % (by_number, plain)
 
 
 class Seams:

@@ -11,7 +11,7 @@ from gateway.config import Settings
 from gateway.errors import Unavailable
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.references import STORES, SecretRef
+from gateway.store.references import STORES, SecretRef, origin_of
 from gateway.telemetry import Clock, log, vault_up
 from gateway.vault.environment import EnvironmentStore
 from gateway.vault.files import FileStore
@@ -46,7 +46,12 @@ class Vault:
         return tuple(self._remote)
 
     async def open(self, ref: SecretRef, purpose: Purpose = _USUAL) -> Secret:
-        """The secret behind `ref`; raises `Unavailable`, and nothing else, when there is none."""
+        """The secret behind `ref`; raises `Unavailable`, and nothing else, when there is none.
+
+        Nothing is opened for sending that is not bound to where the scope of `ref` says it goes.
+        """
+        if purpose.sent and not ref.is_bound:
+            raise Unavailable(_unbound(ref), code="credential_unbound")
         store = self._stores.get(ref.store)
         if store is None:
             raise Unavailable(self._no_such(ref.store), code="secret_store_unknown")
@@ -139,3 +144,12 @@ def remote_stores(settings: Settings, clock: Clock) -> dict[str, Remote]:
         found["vault"] = bao
     seconds = settings.secret_cache.total_seconds()
     return {name: Shared(store, seconds, time.monotonic) for name, store in found.items()}
+
+
+def _unbound(ref: SecretRef) -> str:
+    url = (ref.scope or "").partition(" ")[2]
+    where = f"to the server at {origin_of(url)}" if url else "to a server"
+    return (
+        f"The credential {ref} is not bound {where}. Somebody who may set credentials must bind it "
+        "anew: 'gatepass credentials bind SERVER'."
+    )

@@ -100,6 +100,27 @@ async def test_a_wrong_credential_is_not_repeated(client, adm: Somebody, value) 
     assert CANARY not in answer.text
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"header": "Host"},
+        {"header": "no header"},
+        {"header": "X-Key\r\nX-Evil"},
+        {"header": "X-Key", "scheme": f"{CANARY} two"},
+    ],
+)
+async def test_H_05_a_credential_goes_into_a_header_that_can_carry_one(
+    client, adm: Somebody, services, more
+) -> None:
+    await _post(client, adm, "/servers", SERVER)
+    body = {"value": CANARY, **more}
+    path = "/api/v1/servers/wiki/credential"
+    answer = await client.put(path, headers=adm.bearer, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "config_invalid")
+    assert CANARY not in answer.text
+    assert services.directory.view.servers_by_label["wiki"].credential is None
+
+
 async def test_changed_tools_are_accepted_by_digest(client, adm, services, clock) -> None:
     made = (await _post(client, adm, "/servers", SERVER)).json()
     first = {"name": "ask", "description": "Ask.", "inputSchema": {"type": "object"}}

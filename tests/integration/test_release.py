@@ -142,7 +142,7 @@ async def test_of_two_exchanges_that_send_one_approval_one_does(
             release.begin_sending(
                 played.approvals,
                 played.kept[name],
-                Sending([approval_id]),
+                played.sending(approval_id),
                 played.directory,
                 now=played.clock(),
             )

@@ -82,3 +82,31 @@ def test_what_is_no_text_goes_on_at_once() -> None:
     image = FrameSeen("response.image_generation_call.partial_image", {"partial_image_b64": "s3"})
     audio = FrameSeen("response.audio.delta", {"delta": 7})
     assert through([image, audio]) == [image, audio]
+
+
+def nested(text: str, depth: int, *, escaped: str) -> str:
+    """`text` as it is written after so many serialisers, each of which escapes these letters."""
+    for _ in range(depth):
+        text = "".join(
+            f"\\u{ord(letter):04X}" if letter in escaped else json.dumps(letter)[1:-1]
+            for letter in text
+        )
+    return text
+
+
+@given(
+    st.text('aZ7-_/+="\\\\&<~', min_size=6, max_size=20),
+    st.integers(0, 4),
+    st.sets(st.sampled_from('/+="&<~')),
+)
+def test_S_13_a_secret_is_found_however_often_and_however_oddly_it_was_escaped(
+    secret: str, depth: int, escaped: set[str]
+) -> None:
+    written = nested(secret, depth, escaped="".join(escaped))
+    clean = Scrubber([secret]).clean(f"x {written} y".encode())
+    assert clean == b"x [redacted] y"
+
+
+def test_what_is_no_secret_stays_as_it_is() -> None:
+    text = b"canary-7f3a and canary/7f3b, canary\\u002f7f3"
+    assert Scrubber(["canary/7f3a"]).clean(text) == text
