@@ -70,10 +70,10 @@ def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def db(db_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+async def db(db_url: str, empty_sqlite: Path) -> AsyncIterator[Database]:
     """A database with every table, once of each kind."""
     if db_url.startswith("sqlite"):
-        shutil.copy(request.getfixturevalue("empty_sqlite"), db_url.partition(":///")[2])
+        shutil.copy(empty_sqlite, db_url.partition(":///")[2])
     else:
         await _make_tables(db_url)
     database = open_database(db_url)
