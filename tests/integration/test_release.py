@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -105,7 +106,7 @@ async def test_a_round_that_was_claimed_is_not_claimed_again(played: Stage):
     """Not even by who claimed it, nor where it tells Azure of denials only."""
     approval_id = await played.ask()
     await played.decide(approval_id, "deny")
-    kept, sending = played.kept[approval_id], Sending((), [approval_id])
+    kept, sending = played.kept[approval_id], replace(played.sending(), denied=[approval_id])
     for again in (False, True):
         claiming = release.begin_sending(
             played.approvals, kept, sending, played.directory, now=played.clock()
