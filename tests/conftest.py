@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 
 from gateway.store.database import Database, open_database
 from gateway.store.tables import metadata
@@ -54,29 +54,25 @@ async def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await server.drop(url)
 
 
-async def _make_tables(url: str) -> None:
-    database = open_database(url)
-    async with database.engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
-    await database.close()
-
-
 @pytest.fixture(scope="session")
 def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with every table: to copy it takes a tenth of the time of making them."""
     path = tmp_path_factory.mktemp("empty") / "gatepass.sqlite3"
-    asyncio.run(_make_tables(f"sqlite+aiosqlite:///{path}"))
+    engine = create_engine(f"sqlite:///{path}")
+    metadata.create_all(engine)
+    engine.dispose()
     return path
 
 
 @pytest.fixture
-async def db(db_url: str, empty_sqlite: Path) -> AsyncIterator[Database]:
+async def db(db_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     """A database with every table, once of each kind."""
     if db_url.startswith("sqlite"):
-        shutil.copy(empty_sqlite, db_url.partition(":///")[2])
-    else:
-        await _make_tables(db_url)
+        shutil.copy(request.getfixturevalue("empty_sqlite"), db_url.partition(":///")[2])
     database = open_database(db_url)
+    if database.dialect == "postgresql":
+        async with database.engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
     yield database
     await database.close()
 

@@ -25,7 +25,9 @@ from tests.support.repository import ROOT, files
 JOBS = int(os.environ.get("JOBS", "2"))
 PATIENCE = 240.0  # seconds for the tests of one guard; one that hangs has not noticed
 #: How pytest tells of a test that failed, and of why.
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", re.MULTILINE)
+_FAILED, _ERROR = (
+    re.compile(rf"^{word} (.+?)(?: - (.*))?$", re.MULTILINE) for word in ("FAILED", "ERROR")
+)
 _SILENT = "nothing noticed"
 
 
@@ -111,7 +113,7 @@ async def look(tree: Tree, guard: Guard) -> Seen:
         return Seen(guard, None, _SILENT)
     if code == -1:
         return Seen(guard, None, "it hangs")
-    found = _FAILED.search(out)
+    found = _FAILED.search(out) or _ERROR.search(out)  # what is cleared away fails after the test
     if code != 1 or found is None:
         return Seen(guard, None, out[-2000:] or f"pytest ended with {code}")
     return Seen(guard, found.group(1).rpartition("/")[2], found.group(2) or "")

@@ -495,11 +495,6 @@ RECORDS = (
         f"{RECORDED}C_27_second_gateway_on_one_sqlite_file_is_refused",
         ("audit/seat:FileSeat.take", "fcntl.LOCK_EX |", "fcntl.LOCK_SH |"),
     ),
-    guard(
-        "nothing is signed while the ledger cannot be",
-        f"{RECORDED}C_21_garbage_signature_releases_nothing[sqlite]",
-        (f"{LEDGER}:Ledger._note_problem", "self._waiting.fail(sentence)", "pass"),
-    ),
 )  # fmt: skip
 
 GUARDS: tuple[Guard, ...] = (
