@@ -148,9 +148,9 @@ def _plain(text: str) -> str:
     """What a model makes of a text: compatible forms as one, no hidden characters, lower case."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    hidden = {ord(character): None for character in set(text) if hides(character)}
-    tags = {point: point - 0xE0000 for point in range(0xE0020, 0xE007F)}
-    return text.translate(hidden | tags).lower()
+    read: dict[int, int | None] = {ord(each): None for each in set(text) if hides(each)}
+    read |= {point: point - 0xE0000 for point in range(0xE0020, 0xE007F)}  # tags spell ASCII
+    return text.translate(read).lower()
 
 
 def _sends(plain: str) -> bool:
