@@ -82,6 +82,8 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "postgresql":
         server = request.getfixturevalue("postgres_server")
         changes["GATEPASS_DATABASE_URL"] = await server.create()
+        changes["GATEPASS_MASTER_KEY_FILE"] = str(tmp_path / "master.key")
+        changes["GATEPASS_SIGNING_KEY_FILE"] = str(tmp_path / "signing.key")
     async with AsyncExitStack() as stack:
         shifty = await open_shifty(stack)
         declared = ALLOWED.format(url=shifty.url)
