@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.cli.output import FAILED, USAGE, Json, complain, emit, say, table
+from gateway.cli.tools import accept, refuse, tools, unknown
 
 if TYPE_CHECKING:
     from gateway.cli.runtime import House
@@ -20,6 +21,9 @@ credentials = typer.Typer(no_args_is_help=True, help="What opens a server; nobod
 
 Label = Annotated[str, typer.Argument(metavar="LABEL", help="Label of the server.")]
 _LONGEST = 16384
+
+for _command in (tools, accept, refuse, unknown):
+    app.command(_command.__name__)(_command)
 
 
 @app.command("add")
