@@ -23,6 +23,7 @@ _NAMES = {
     "sealed": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"),
     "env": re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}"),
     "file": re.compile(r"/[^\x00-\x1f\x7f#]{1,500}"),
+    "oauth": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"),
 }
 _ANY = re.compile(r"[^\x00-\x20\x7f#]{1,500}")
 _FIELD = re.compile(r"[A-Za-z0-9._-]{1,80}")

@@ -149,6 +149,16 @@ class SealedSecret(SQLModel, table=True):
     created_at: datetime = _time()
 
 
+class OAuthClientRow(SQLModel, table=True):
+    """Who asks which token server for tokens: `settings` as `gateway.store.oauth` has them."""
+
+    __tablename__ = "oauth_clients"
+    name: str = Field(primary_key=True)
+    settings: dict[str, Any] = _json()
+    created_at: datetime = _time()
+    changed_at: datetime = _time()
+
+
 class PolicyVersion(SQLModel, table=True):
     """An immutable list of rules; exactly one version at most is active."""
 
@@ -336,6 +346,7 @@ class Exchange(SQLModel, table=True):
     snapshot: bytes | None = _sealed(nullable=True)
     final: bytes | None = _sealed(nullable=True)
     log: bytes | None = _sealed(nullable=True)
+    user_token: bytes | None = _sealed(nullable=True)  # of whom the app acts for, until the end
     created_at: datetime = _time(index=True)
     finished_at: datetime | None = _time(nullable=True)
 
