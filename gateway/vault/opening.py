@@ -12,6 +12,7 @@ from gateway.store.envelope import Envelope
 from gateway.store.references import STORES, SecretRef
 from gateway.vault.environment import EnvironmentStore
 from gateway.vault.files import FileStore
+from gateway.vault.oauth import Clients, OAuthStore
 from gateway.vault.sealed import SealedStore
 from gateway.vault.secret import Purpose, Secret
 
@@ -69,6 +70,19 @@ class Vault:
                     code="secret_unavailable",
                 ) from None
 
+    def issued(self, end_user: Secret | None = None) -> tuple[Secret, ...]:
+        """Tokens that were given to us and may be in use, or those for an end user: to be looked
+        for in answers.
+        """
+        store = self._stores.get("oauth")
+        return store.issued(end_user) if isinstance(store, OAuthStore) else ()
+
+    @property
+    def issues(self) -> int:
+        """How many such tokens there have been: it grows when `issued` has another one."""
+        store = self._stores.get("oauth")
+        return store.issues if isinstance(store, OAuthStore) else 0
+
     def problem_with(self, ref: SecretRef) -> str | None:
         """A sentence when no store of this installation could ever open `ref`, else None."""
         return None if ref.store in self._stores else self._no_such(ref.store)
@@ -84,16 +98,19 @@ def open_vault(
     envelope: Envelope,
     environment: Mapping[str, str],
     keep_out: Sequence[Path] = (),
+    clients: Clients | None = None,
 ) -> Vault:
     """The vault of this process.
 
     `environment` is the process's environment; files below `keep_out` (the gateway's own keys and
-    data) are never opened as credentials.
+    data) are never opened as credentials; `clients` are those that obtain tokens.
     """
-    return Vault(
-        {
-            "sealed": SealedStore(db, envelope),
-            "env": EnvironmentStore(environment),
-            "file": FileStore(keep_out),
-        }
-    )
+    stores: dict[str, Store] = {
+        "sealed": SealedStore(db, envelope),
+        "env": EnvironmentStore(environment),
+        "file": FileStore(keep_out),
+    }
+    if clients is not None:
+        # Their own secrets are in the other stores: a token is never had by way of a token.
+        stores["oauth"] = OAuthStore(Vault(stores).open, clients, environment)
+    return Vault(stores)
