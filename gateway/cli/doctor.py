@@ -17,11 +17,13 @@ import httpx2
 from sqlalchemy.exc import DBAPIError
 
 from gateway.api import health
+from gateway.app import upstream
 from gateway.audit import reading
 from gateway.cli.runtime import House, opened, read_settings
 from gateway.config import Settings
 from gateway.errors import GatepassError
 from gateway.identity import people
+from gateway.proxy.signing_in import SignIn
 from gateway.registry.directory import ServerView
 from gateway.store import migration
 
@@ -125,17 +127,22 @@ async def _upstream(house: House) -> tuple[str, str]:
     settings = house.settings
     if settings.upstream_url is None:
         return "failed", "GATEPASS_UPSTREAM_URL is not set"
-    if settings.upstream_api_key is None:
+    azure = upstream(settings, house.clock)
+    if azure is None:
         return "failed", "GATEPASS_UPSTREAM_API_KEY is not set"
-    url = settings.upstream_url.rstrip("/") + "/models"
-    headers = {"api-key": settings.upstream_api_key.get_secret_value()}
+    url = azure.url + "models"
+    sign_in = SignIn(azure)
     try:
+        headers = dict(await sign_in.header())
         async with httpx2.AsyncClient(timeout=_PATIENCE, follow_redirects=False) as client:
             status = (await client.get(url, headers=headers)).status_code
     except httpx2.HTTPError as error:
         return "failed", f"{settings.upstream_url} cannot be reached ({type(error).__name__})"
+    finally:
+        await sign_in.close()
     if status in {401, 403}:
-        return "failed", f"{settings.upstream_url} does not accept the key ({status})"
+        what = "token" if azure.token else "key"
+        return "failed", f"{settings.upstream_url} does not accept the {what} ({status})"
     if status >= 500:
         return "failed", f"{settings.upstream_url} answers {status}"
     return "ok", f"{settings.upstream_url} answers ({status})"
@@ -148,6 +155,8 @@ async def _server(house: House, server: ServerView) -> list[Finding]:
         ref = server.credential.ref
 
         async def opens(house: House) -> tuple[str, str]:
+            if house.services.directory.view.for_user(server.id) is not None:
+                return "warning", f"{ref} needs the token of an end user: it cannot be tried here"
             await house.services.vault.open(ref)
             return "ok", f"{ref} can be opened"
 

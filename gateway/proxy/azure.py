@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import aiohttp
+from pydantic import SecretStr
 from yarl import URL
 
 from gateway.errors import Conflict, GatepassError, Unavailable, UpstreamFailed
@@ -30,10 +31,12 @@ from gateway.exchange.messages import (
     Rejected,
 )
 from gateway.exchange.sse import Frame, FrameReader
+from gateway.proxy import retrying
 from gateway.proxy.multipart import Form
 from gateway.proxy.scrubbing import Scrubber, Seams
+from gateway.proxy.signing_in import SignIn, Upstream
 from gateway.registry.directory import Directory, ServerView
-from gateway.vault import Vault
+from gateway.vault import Purpose, Secret, Vault
 
 #: Headers of Azure's answers that mean something to an app.
 PASSED_ON = frozenset(
@@ -45,34 +48,23 @@ PASSED_ON = frozenset(
         "x-ratelimit-reset-tokens",
     }
 )  # fmt: skip
-#: Between tries of what Azure did not begin: a streamed parent has taken half a minute to be seen.
-PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-_LONGEST_PAUSE = 60.0
 #: Seconds until credentials are opened anew to be looked for in answers.
 _KNOWN_FOR = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
-    """Where Azure is and how to sign in there. The key does not print."""
-
-    url: str
-    key: str
-    timeout: float
-
-    def __repr__(self) -> str:
-        return f"Upstream({self.url!r})"
-
-
-@dataclass(frozen=True, slots=True)
 class Wire:
-    """What of the app's request line and headers goes along with every round."""
+    """What of the app's request line and headers goes along with every round.
+
+    `user` does not: it is the access token of whom the app acts for, to be exchanged for others.
+    """
 
     headers: Mapping[str, str]
     query: Mapping[str, str | list[str]]
+    user: SecretStr | None = None
 
     def document(self) -> Json:
-        """As it is saved with a waiting exchange."""
+        """As it is saved with a waiting exchange; the user's token is kept apart from it."""
         return {"headers": dict(self.headers), "query": dict(self.query)}
 
 
@@ -86,6 +78,10 @@ class Watch:
     heard: Callable[[dict[str, str]], None] = lambda _: None
     may: Callable[[], bool] = lambda: True
     stopped: Callable[[], bool] = lambda: False
+
+    def again(self) -> bool:
+        """Whether what Azure did not begin may be sent again now."""
+        return self.may() and not self.stopped()
 
 
 _NOBODY = Watch()
@@ -103,9 +99,12 @@ class Declined(UpstreamFailed):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The scrubber of all credentials, as of a version of the configuration, and for how long."""
+    """The scrubber of all credentials, for how long, and what it was made of: a version of the
+    configuration, the number of tokens given so far, and the scrubber of our own.
+    """
 
-    version: int
+    made: tuple[int, int]
+    own: Scrubber = field(repr=False)
     until: float
     scrubber: Scrubber = field(repr=False)
 
@@ -119,11 +118,15 @@ class Azure:
         self._vault = vault
         # Parsing an address costs as much as parsing a request: the usual one is kept.
         self._create = URL(upstream.url + "responses") if upstream else None
-        #: Takes our own key out of answers: some services show it in errors.
-        self.scrubber = Scrubber([upstream.key] if upstream else [])
+        self.sign_in = SignIn(upstream)
         self._known: _Known | None = None
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
+
+    @property
+    def scrubber(self) -> Scrubber:
+        """Takes what we sign in with out of answers."""
+        return self.sign_in.scrubber
 
     async def open(self) -> None:
         """Make the two connection pools."""
@@ -145,22 +148,43 @@ class Azure:
         for session in (self._pooled, self._fresh):
             if session is not None:
                 await session.close()
+        await self.sign_in.close()
 
     async def send(
-        self, method: str, path: str, wire: Wire, body: Body | None = None, *, once: bool = True
+        self,
+        method: str,
+        path: str,
+        wire: Wire,
+        body: Body | None = None,
+        *,
+        once: bool = True,
+        may: Callable[[], bool] = _NOBODY.may,
     ) -> aiohttp.ClientResponse:
         """One request below the resource's root, its answer to be used as a context. `path` starts
         without a slash.
 
         `once`: it must not reach Azure twice, so it takes a connection of its own. Another one
-        takes a kept connection, and is sent again where Azure had just closed that.
+        takes a kept connection, and is sent again where Azure had just closed that. What was
+        refused only for its token is sent with a new one, if `may` allows it then.
         """
+        signed = self.sign_in.at_hand or await self.sign_in.header()
+        url = self._address(path, wire.query)
+        response = await self._send(method, url, {**wire.headers, **signed}, body, once=once)
+        if isinstance(body, Form) or not await self.sign_in.renewed(response.status, signed):
+            return response
+        if not may():
+            return response
+        response.release()
+        return await self.send(method, path, wire, body, once=once, may=may)
+
+    async def _send(
+        self, method: str, url: URL, headers: dict[str, str], body: Body | None, *, once: bool
+    ) -> aiohttp.ClientResponse:
         if self._fresh is None or self._pooled is None or self._upstream is None:
             raise Unavailable(
-                "No Azure resource is configured: set GATEPASS_UPSTREAM_URL and its key.",
+                "No Azure resource is configured: set GATEPASS_UPSTREAM_URL and how to sign in.",
                 code="upstream_not_configured",
             )
-        headers = {**wire.headers, "api-key": self._upstream.key}
         data: bytes | AsyncIterator[bytes] | None = None
         if isinstance(body, Form):
             headers |= {"content-type": body.content_type, "content-length": str(body.length)}
@@ -168,7 +192,6 @@ class Azure:
         elif body is not None:
             headers["content-type"] = "application/json"
             data = body
-        url = self._address(path, wire.query)
         if not once:
             pooled = self._pooled.request
             try:
@@ -213,7 +236,7 @@ class Azure:
     ) -> AsyncGenerator[Event, None]:
         """Send one round; its frames, or `Rejected`, or `Broken` as the last event."""
         try:
-            document, scrubber = await self._with_credentials(turn.body, turn.bindings)
+            document, scrubber = await self._with_credentials(turn.body, turn.bindings, wire.user)
             raw = dump(document)
         except GatepassError as error:
             yield Broken(error.message, sent=False, code=error.code, status=error.status)
@@ -225,10 +248,12 @@ class Azure:
                 self._attempt(raw, wire, scrubber, watch, once=answers)
             ) as events:
                 first = await anext(events, None)
-                pause = _pause(first, attempt, resumes=answers)
-                if pause is None and turn.replay and replay and _is_unseen(first):
+                pause = retrying.pause(first, attempt, resumes=answers)
+                if pause is None and turn.replay and replay and retrying.is_unseen(first):
                     pause, replay = 0.0, False
-                    document, scrubber = await self._with_credentials(turn.replay, turn.bindings)
+                    document, scrubber = await self._with_credentials(
+                        turn.replay, turn.bindings, wire.user
+                    )
                     raw = dump(document)
                 if pause is None:
                     if first is not None:
@@ -249,9 +274,10 @@ class Azure:
         or what became of it where Azure does not tell them any more.
         """
         try:
-            _, scrubber = await self._with_credentials(turn.body, turn.bindings)
+            _, scrubber = await self._with_credentials(turn.body, turn.bindings, wire.user)
         except GatepassError:
-            scrubber = self.scrubber  # the server is gone: so is what could be shown of it
+            # The server is gone, or the end user's time: so is what could be shown of it.
+            scrubber = self.scrubber.with_more([wire.user.get_secret_value()] if wire.user else [])
         path = f"responses/{response_id}"
         streaming = Wire(wire.headers, {**wire.query, "stream": "true"})
         for way in (streaming, wire) if turn.body.get("stream") else (wire,):
@@ -262,7 +288,7 @@ class Azure:
                     async for event in self._events(response, wire, scrubber):
                         yield event
                     return
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            except (aiohttp.ClientError, TimeoutError, ValueError, GatepassError) as error:
                 yield Broken(f"The connection to Azure broke ({type(error).__name__}).", sent=True)
                 return
 
@@ -270,12 +296,13 @@ class Azure:
         self, raw: bytes, wire: Wire, scrubber: Scrubber, watch: Watch, *, once: bool
     ) -> AsyncGenerator[Event, None]:
         answered = False
-        if not watch.may():
-            message = "The gateway was held up, and did not send this."
-            yield Broken(message, sent=False, code="unavailable", status=503)
-            return
         try:
-            async with await self.send("POST", "responses", wire, raw, once=once) as response:
+            if self.sign_in.at_hand is None:
+                await self.sign_in.header()  # before it is asked whether it may go
+            if not watch.may():
+                raise Unavailable("The gateway was held up, and did not send this.")
+            send = self.send("POST", "responses", wire, raw, once=once, may=watch.again)
+            async with await send as response:
                 answered = True
                 watch.heard(passed_on(response))
                 async for event in self._events(response, wire, scrubber):
@@ -283,6 +310,8 @@ class Azure:
         except aiohttp.ClientConnectorError:
             # Later on it is a poll that finds nobody: the round itself was sent long ago.
             yield Broken("Azure cannot be reached.", sent=answered)
+        except GatepassError as error:
+            yield Broken(error.message, sent=answered, code=error.code, status=error.status)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             yield Broken(
                 f"The connection to Azure broke ({type(error).__name__}); what it had begun "
@@ -330,14 +359,19 @@ class Azure:
     # --- credentials ------------------------------------------------------------------------
 
     async def _with_credentials(
-        self, body: Json, bindings: Sequence[Binding]
+        self, body: Json, bindings: Sequence[Binding], user: SecretStr | None = None
     ) -> tuple[Json, Scrubber]:
-        """The body with every bound server's credential in it, and what must never come back."""
+        """The body with every bound server's credential in it, and what must never come back.
+
+        `user` is the access token of whom the app acts for.
+        """
         scrubber = await self._thorough()
         if not bindings:
             return body, scrubber
         tools = list(body["tools"])
-        values: list[str] = []
+        end_user = None if user is None else Secret("the end user's token", user.get_secret_value())
+        purpose = Purpose(end_user=end_user)
+        values = [] if end_user is None else [end_user.reveal()]
         for binding in bindings:
             server = self._directory.view.servers.get(binding.server_id)
             entry = tools[binding.tool_index]
@@ -347,9 +381,11 @@ class Azure:
                     code="server_changed",
                 )
             if server.credential is not None:
-                value = (await self._vault.open(server.credential.ref)).reveal()
+                value = (await self._vault.open(server.credential.ref, purpose)).reveal()
                 tools[binding.tool_index] = {**entry, **_injected(server, value)}
                 values.append(value)
+        if end_user is not None:  # what this user's earlier rounds had may come back yet
+            values += [secret.reveal() for secret in self._vault.issued(end_user)]
         return {**body, "tools": tools}, scrubber.with_more(values)
 
     async def _thorough(self) -> Scrubber:
@@ -358,13 +394,15 @@ class Azure:
         """
         now, version = asyncio.get_running_loop().time(), self._directory.view.version
         known = self._known
-        if known is None or known.version != version or known.until <= now:
-            values = []
+        made, own = (version, self._vault.issues), self.scrubber
+        if known is None or (known.made, known.own) != (made, own) or known.until <= now:
+            values = [secret.reveal() for secret in self._vault.issued()]
             for server in self._directory.view.servers.values():
-                if server.credential is not None:
+                # A token that nobody was given yet can be in no answer.
+                if server.credential is not None and server.credential.ref.store != "oauth":
                     with contextlib.suppress(GatepassError):  # nobody can use it now, either
                         values.append((await self._vault.open(server.credential.ref)).reveal())
-            known = _Known(version, now + _KNOWN_FOR, self.scrubber.with_more(values))
+            known = _Known(made, own, now + _KNOWN_FOR, own.with_more(values))
             self._known = known
         return known.scrubber
 
@@ -377,46 +415,6 @@ def _injected(server: ServerView, value: str) -> Json:
         return {"authorization": value}
     scheme = f"{credential.scheme} " if credential.scheme else ""
     return {"headers": {credential.header: scheme + value}}
-
-
-def _pause(event: Event | None, attempt: int, *, resumes: bool) -> float | None:
-    """How long to wait before trying again; None when it must not, or need not, be tried.
-
-    A busy Azure is waited for only when resuming: before that, the app's own retry is as good.
-    """
-    if attempt >= len(PAUSES):
-        return None
-    match event:
-        case Broken(sent=False):
-            return PAUSES[attempt] if attempt < 2 else None
-        case Rejected() if _is_unseen(event):
-            return PAUSES[attempt]
-        case Rejected(status=429 | 503, headers=headers) if resumes and attempt < 3:
-            return _retry_after(headers)
-        case _:
-            return None
-
-
-def _is_unseen(event: Event | None) -> bool:
-    return isinstance(event, Rejected) and parent_unseen(event)
-
-
-def parent_unseen(answer: Rejected) -> bool:
-    """Whether Azure does not know the parent: one that was just streamed may become visible yet."""
-    return answer.status == 400 and _code(answer.body) == "previous_response_not_found"
-
-
-def _code(body: Json) -> Any:
-    error = body.get("error")
-    return error.get("code") if isinstance(error, dict) else None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        with contextlib.suppress(KeyError, ValueError):
-            seconds = float(headers[name]) * unit
-            return seconds if seconds <= _LONGEST_PAUSE else None
-    return None
 
 
 async def rejection(response: aiohttp.ClientResponse, scrubber: Scrubber) -> Rejected:

@@ -47,7 +47,7 @@ _FORBIDDEN_HEADERS = frozenset(
 )
 #: RFC 6749 §3.3, and for identifiers appendix A: what may stand in a form without surprises.
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_VISIBLE = re.compile(r"(?! )[\x20-\x7e]+(?<! )")
 _TENANT = re.compile(r"(?!(?:common|organizations|consumers)$)[A-Za-z0-9][A-Za-z0-9.-]{0,127}")
 _CLIENT_MEMBERS = (
     "name", "grant", "token_url", "issuer", "tenant", "authority", "client_id", "client_secret",
