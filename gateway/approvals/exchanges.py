@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from pydantic import SecretStr
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
@@ -39,7 +40,8 @@ from gateway.store.tables import (
 @dataclass(frozen=True)
 class Opening:
     """What is known of an exchange when it is opened. `servers` are labels; `thread` is that of
-    what it goes on from, `owner` the replica that drives it.
+    what it goes on from, `owner` the replica that drives it. `user_token` is the access token of
+    whom the app acts for, kept sealed until the end.
     """
 
     app_id: str
@@ -57,18 +59,20 @@ class Opening:
     auth: str = "key"
     thread: str | None = None
     owner: str | None = None
+    user_token: SecretStr | None = None
 
 
 @dataclass(frozen=True)
 class Saved:
     """An exchange read back. `document` is what `save` wrote: `machine`, `forward`, `frames` (of a
     stream so far), `approvals` (Azure's request id → ours); empty when it never waited.
-    `withdrawn` is why its app wants no more of it, if it does not.
+    `withdrawn` is why its app wants no more of it, if it does not. `user_token` as in `Opening`.
     """
 
     kept: Kept
     document: Json
     withdrawn: str | None = None
+    user_token: SecretStr | None = None
 
 
 async def open_exchange(
@@ -145,6 +149,7 @@ def _add(
             owner=opening.owner,
             data_key=kept.data_key,
             snapshot=_sealed(context, kept, "snapshot", saved),
+            user_token=_sealed_token(context, kept, opening.user_token),
             created_at=now,
         )
     )
@@ -266,6 +271,7 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
         "rounds": ending.rounds,
         "finished_at": now,
         "snapshot": None,
+        "user_token": None,
     }
     async with context.ledger.transaction() as tx:
         changed = await compare_and_set(
@@ -316,6 +322,13 @@ def _sealed(context: Approvals, kept: Kept, name: str, value: Any) -> bytes | No
     return context.envelope.seal(kept.data_key, kept.id, name, orjson.dumps(value))
 
 
+def _sealed_token(context: Approvals, kept: Kept, token: SecretStr | None) -> bytes | None:
+    if token is None:
+        return None
+    plain = token.get_secret_value().encode()
+    return context.envelope.seal(kept.data_key, kept.id, "user_token", plain)
+
+
 # --- reading --------------------------------------------------------------------------------
 
 
@@ -352,10 +365,14 @@ async def load(db: Database, envelope: Envelope, exchange_id: str) -> Saved:
         row.idempotency,
         stored=row.stored,
     )
+    token = None
+    if row.user_token is not None:
+        plain = envelope.open(row.data_key, row.id, "user_token", row.user_token)
+        token = SecretStr(plain.decode())
     if row.snapshot is None:
-        return Saved(kept, {}, row.withdrawn)
+        return Saved(kept, {}, row.withdrawn, token)
     document = read_document(envelope.open(row.data_key, row.id, "snapshot", row.snapshot))
-    return Saved(kept, document, row.withdrawn)
+    return Saved(kept, document, row.withdrawn, token)
 
 
 async def final_response(db: Database, envelope: Envelope, exchange_id: str) -> Json | None:
