@@ -57,6 +57,7 @@ from gateway.store.notifications import EXCHANGE, Notifications
 from gateway.telemetry import Clock, utc_now
 from gateway.vault import Clients, open_vault
 from gateway.vault.azure_identity import azure_credential
+from gateway.vault.opening import remote_stores
 from web.security import site
 
 #: Some clients keep a path of the endpoint they were given in front of `/openai/`. The last ones
@@ -96,19 +97,20 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     notifications = Notifications(db)
     ledger = Ledger(db, signer, clock, notifications=notifications)
     directory = Directory(db, ledger.settle, notifications)
-    clients = Clients(directory.oauth_client, _checked, clock)
-    keep_out = (
-        settings.data_dir,
-        settings.resolved_master_key_file,
-        settings.resolved_signing_key_file,
-    )
     return Services(
         settings=settings,
         db=db,
         ledger=ledger,
         envelope=envelope,
         directory=directory,
-        vault=open_vault(db, envelope, config.environment(), keep_out, clients),
+        vault=open_vault(
+            db,
+            envelope,
+            config.environment(),
+            settings.own_files,
+            remote_stores(settings, clock),
+            Clients(directory.oauth_client, _checked, clock),
+        ),
         notifications=notifications,
         wakeups=Wakeups(db, notifications),
         clock=clock,
@@ -208,6 +210,7 @@ async def _running(
                 group.create_task(services.notifications.run(), name="notifications"),
                 group.create_task(services.wakeups.run(), name="wakeups"),
                 group.create_task(services.directory.run(), name="configuration"),
+                group.create_task(services.vault.run(), name="vaults"),
             ]
             home = group.create_task(hub.run(stopping), name="exchanges")
             await hub.ready.wait()
@@ -236,8 +239,7 @@ async def _running(
                 ledger.cancel()
     finally:
         await azure.close()
-        services.rulings.close()
-        await services.db.close()
+        await services.close()
 
 
 async def _followed(clock: Clock, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:

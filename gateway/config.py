@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -103,6 +103,47 @@ class Settings(BaseModel):
     azure_client_id: str | None = Field(
         None, description="Client id of that identity, where there is more than one."
     )
+    vault_addr: str | None = Field(
+        None,
+        description="OpenBao or HashiCorp Vault, for `vault:` references: https://HOST:8200",
+    )
+    vault_auth: Literal["token", "approle", "kubernetes"] = Field(
+        "token", description="How the gateway signs in there; see docs/vaults.md."
+    )
+    vault_token: SecretStr | None = Field(
+        None, description="For `token`. Better as a file: it is read again when it changes."
+    )
+    vault_token_file: Path | None = Field(None, description="For `token`: a file that holds it.")
+    vault_role_id: str | None = Field(None, description="For `approle`: the id of the role.")
+    vault_secret_id: SecretStr | None = Field(
+        None, description="For `approle`: the secret id. Better as a file."
+    )
+    vault_secret_id_file: Path | None = Field(
+        None, description="For `approle`: a file that holds the secret id, read at each sign-in."
+    )
+    vault_role: str | None = Field(None, description="For `kubernetes`: the name of the role.")
+    vault_jwt_file: Path = Field(
+        Path("/var/run/secrets/kubernetes.io/serviceaccount/token"),
+        description="For `kubernetes`: the token of the pod's service account, read at each "
+        "sign-in.",
+    )
+    vault_mount: str | None = Field(
+        None, description="Where the way to sign in is mounted, if not at its own name."
+    )
+    vault_namespace: str | None = Field(None, description="Namespace of mounts and sign-in.")
+    vault_ca_file: Path | None = Field(
+        None, description="Certificates that sign the vault's own; else those of the system."
+    )
+    keyvault_suffix: str = Field(
+        "vault.azure.net",
+        description="What follows the name of an Azure Key Vault, for `keyvault:` references; "
+        "another one in a national cloud.",
+    )
+    secret_cache: Duration = Field(
+        timedelta(seconds=5),
+        description="How long a value from another vault may be used again where no approved call "
+        "goes out with it. Approved calls always ask the vault.",
+    )
     master_key_file: Path | None = Field(
         None,
         description="32 bytes that wrap every data key. Made in the data directory when absent; "
@@ -186,6 +227,9 @@ class Settings(BaseModel):
             value = getattr(self, name)
             if value is not None and urlsplit(value).scheme not in {"http", "https"}:
                 raise ValueError(f"{PREFIX}{name.upper()} must start with https:// or http://")
+        given = {name for name in self.model_fields_set if getattr(self, name) not in (None, "")}
+        if problem := _problem_with_vault(self.vault_addr, self.vault_auth, given):
+            raise ValueError(problem)
         return self
 
     @property
@@ -209,10 +253,50 @@ class Settings(BaseModel):
         return self.signing_key_file or self.data_dir / "signing.key"
 
     @property
+    def own_files(self) -> tuple[Path, ...]:
+        """Where the gateway's own data and secrets lie: never to be sent as a credential."""
+        files = (self.vault_token_file, self.vault_secret_id_file, self.vault_jwt_file)
+        keys = (self.data_dir, self.resolved_master_key_file, self.resolved_signing_key_file)
+        return (*keys, *(file for file in files if file is not None))
+
+    @property
     def bind(self) -> tuple[str, int]:
         """Host and port of `listen`."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+
+#: What each way to sign in to a vault takes: each of these, and one of each pair.
+_SIGN_IN: dict[str, tuple[tuple[str, ...], ...]] = {
+    "token": (("vault_token", "vault_token_file"),),
+    "approle": (("vault_role_id",), ("vault_secret_id", "vault_secret_id_file")),
+    "kubernetes": (("vault_role",),),
+}
+_LOCAL = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def _problem_with_vault(address: str | None, auth: str, given: set[str]) -> str | None:
+    """What is wrong with the settings of the vault; `given` names those that were."""
+    ours = {name for name in given if name.startswith("vault_")}
+    if address is None:
+        return f"GATEPASS_VAULT_ADDR is missing, which {_variables(ours)} need" if ours else None
+    parts = urlsplit(address)
+    plain = parts.scheme == "http" and parts.hostname in _LOCAL
+    if not parts.hostname or not (parts.scheme == "https" or plain):
+        return "GATEPASS_VAULT_ADDR must start with https:// (http:// on this machine alone)"
+    if parts.path.strip("/") or parts.query or parts.fragment or parts.username:
+        return "GATEPASS_VAULT_ADDR must hold nothing but scheme, host and port"
+    wanted = _SIGN_IN[auth]
+    for choice in wanted:
+        if len(ours & set(choice)) != 1:
+            return f"with GATEPASS_VAULT_AUTH={auth}, set {_variables(choice, ' or ')}"
+    secrets = {name for pairs in _SIGN_IN.values() for choice in pairs for name in choice}
+    useless = ours & (secrets - {name for choice in wanted for name in choice})
+    return f"{_variables(useless)}: of no use with GATEPASS_VAULT_AUTH={auth}" if useless else None
+
+
+def _variables(names: Iterable[str], between: str = ", ") -> str:
+    return between.join(sorted(f"{PREFIX}{name.upper()}" for name in names))
 
 
 def environment() -> Mapping[str, str]:

@@ -41,3 +41,9 @@ class Services:
     def approvals(self) -> Approvals:
         """The collaborators of the approval use cases."""
         return Approvals(self.ledger, self.envelope, self.wakeups, self.rulings)
+
+    async def close(self) -> None:
+        """Close what is open: the connections to vaults, the judges of conditions, the database."""
+        await self.vault.close()
+        self.rulings.close()
+        await self.db.close()

@@ -18,6 +18,7 @@ holds_open = Gauge("gatepass_holds_open", "Exchanges that wait for people in thi
 decisions_total = Counter("gatepass_decisions_total", "Decisions on calls.", ["by", "outcome"])
 executions_total = Counter("gatepass_executions_total", "Outcomes of released calls.", ["outcome"])
 alarms_total = Counter("gatepass_alarms_total", "Alarms raised, by kind.", ["kind"])
+vault_up = Gauge("gatepass_vault_up", "Whether a vault on another machine answers.", ["store"])
 decision_seconds = Histogram(
     "gatepass_decision_seconds",
     "Time from the request for approval to its decision.",

@@ -7,7 +7,7 @@ whoever loses it, or is told to wait or to ask anew, must not send.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,7 @@ from gateway.approvals.alarms import About
 from gateway.approvals.decisions import Approvals, subject
 from gateway.approvals.kept import Kept, claimed
 from gateway.approvals.late import Finding
-from gateway.approvals.standing import Fallen, Waits
+from gateway.approvals.standing import Fallen, Opened, Waits
 from gateway.audit import records
 from gateway.audit.ledger import Transaction
 from gateway.audit.records import SYSTEM
@@ -46,10 +46,15 @@ _CODES = {
 
 @dataclass(frozen=True)
 class Sending:
-    """What a round is to tell Azure: the ids of approvals, and of denials."""
+    """What a round is to tell Azure: the ids of approvals, and of denials.
+
+    `opened` are the secrets that go along, by server id; None when they cannot be had, so that it
+    may only be found that nothing is to be sent.
+    """
 
     released: Sequence[str]
     denied: Sequence[str] = ()
+    opened: Mapping[str, Opened] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,20 @@ class Fell:
     fallen: tuple[Fallen, ...]
 
 
-Claim = Claimed | Waits | Fell
+@dataclass(frozen=True)
+class Stale:
+    """The secrets have to be opened anew: a server or a secret is another one by now."""
+
+
+Claim = Claimed | Waits | Fell | Stale
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Under what a call is released: the configuration, and the secret that goes along."""
+
+    view: View
+    credential: str | None
 
 
 async def begin_sending(
@@ -99,9 +117,12 @@ async def _begin(
                 return waits
             case None:
                 pass
+        secrets = await _secrets(tx, sending, view)
+        if secrets is None:
+            return Stale()
         await _claim(tx, kept)
         for row in rows:
-            await _mark(tx, kept, row, view, now)
+            await _mark(tx, kept, row, _Terms(view, secrets.get(row.server_id)), now)
         for approval_id in sending.denied:
             row = await tx.session.get_one(ApprovalRequest, approval_id)
             _record(tx, kept, row, {"approve": False}, now)
@@ -126,10 +147,18 @@ async def _claim(tx: Transaction, kept: Kept) -> None:
         raise claimed(kept)
 
 
+async def _secrets(
+    tx: Transaction, sending: Sending, view: View
+) -> Mapping[str, str | None] | None:
+    if sending.opened is None:
+        return None
+    return await standing.carried(tx.session, sending.opened, view)
+
+
 async def _mark(
-    tx: Transaction, kept: Kept, row: ApprovalRequest, view: View, now: datetime
+    tx: Transaction, kept: Kept, row: ApprovalRequest, terms: _Terms, now: datetime
 ) -> None:
-    credential = await standing.credential(tx.session, row, view)
+    credential = terms.credential
     marked = await compare_and_set(
         tx.session,
         update(ApprovalRequest)
@@ -143,11 +172,11 @@ async def _mark(
     )
     if marked != 1:
         raise Conflict("A call of this round may not be sent.", code="not_releasable")
-    fields: dict[str, Any] = {"approve": True, "policy": view.policy_digest}
+    fields: dict[str, Any] = {"approve": True, "policy": terms.view.policy_digest}
     if row.definition_digest is not None:
         fields["tooldef"] = row.definition_digest
     if credential is not None:
-        fields["credential"] = credential[:400]
+        fields["credential"] = credential
     _record(tx, kept, row, fields, now)
 
 

@@ -25,7 +25,7 @@ from gateway.audit.records import SYSTEM
 from gateway.errors import Conflict
 from gateway.policy.evaluation import CallFacts
 from gateway.policy.standing import DecidedUnder, stricter
-from gateway.registry.directory import View
+from gateway.registry.directory import ServerView, View
 from gateway.registry.pauses import PauseView
 from gateway.store.database import compare_and_set
 from gateway.store.tables import Alarm, ApprovalRequest, Exchange, SealedSecret, ToolDefinition
@@ -40,6 +40,8 @@ _STOPPED = (
     "it is carried out."
 )
 _TOO_LONG = "Calls were paused until the time for this one was over, so it was not made."
+#: As long as a record may name a secret.
+_NAME = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,29 @@ class Fallen:
     approval_id: str
     why: str
     refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A server of a round as it was when its secret was opened, and the version of that."""
+
+    server: ServerView
+    version: str | None
+
+    @property
+    def sealed_as(self) -> str | None:
+        """The name of the value in our own vault; None where it is elsewhere, or nowhere."""
+        credential = self.server.credential
+        sealed = credential is not None and credential.ref.store == "sealed"
+        return credential.ref.stored_as if credential is not None and sealed else None
+
+    @property
+    def name(self) -> str | None:
+        """Reference and version as records tell them; None without a secret."""
+        if self.server.credential is None:
+            return None
+        version = f"@{self.version}" if self.version else ""
+        return f"{self.server.credential.ref}"[: _NAME - len(version)] + version
 
 
 async def harder(
@@ -226,15 +251,26 @@ async def supersede(tx: Transaction, fallen: Fallen, successor: str, now: dateti
     )
 
 
-async def credential(session: AsyncSession, row: ApprovalRequest, view: View) -> str | None:
-    """Which secret goes along with a call now: its reference and, of ours, the version."""
-    server = view.servers.get(row.server_id)
-    if server is None or server.credential is None:
+async def carried(
+    session: AsyncSession, opened: Mapping[str, Opened], view: View
+) -> Mapping[str, str | None] | None:
+    """For each server, by id, the secret that goes along with its calls, as records name it; None
+    when one of them is not the server, or not the secret, that it was when it was opened.
+    """
+    if any(view.servers.get(server_id) != one.server for server_id, one in opened.items()):
         return None
-    ref = server.credential.ref
-    if ref.store != "sealed":
-        return str(ref)
-    highest = select(func.max(col(SealedSecret.version))).where(
-        col(SealedSecret.name) == ref.stored_as
-    )
-    return f"{ref}@{(await session.exec(highest)).one() or 0}"
+    newest = await _newest(session, [one for one in opened.values() if one.sealed_as])
+    for one in opened.values():
+        if one.sealed_as and newest.get(one.sealed_as) != one.version:
+            return None
+    return {server_id: one.name for server_id, one in opened.items()}
+
+
+async def _newest(session: AsyncSession, opened: Sequence[Opened]) -> dict[str, str]:
+    """The newest versions of our own values."""
+    if not opened:
+        return {}
+    name, version = col(SealedSecret.name), func.max(col(SealedSecret.version))
+    wanted = name.in_([one.sealed_as for one in opened])
+    found = await session.exec(select(name, version).where(wanted).group_by(name))
+    return {stored_as: str(number) for stored_as, number in found}

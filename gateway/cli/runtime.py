@@ -121,5 +121,4 @@ async def opened(settings: Settings) -> AsyncIterator[House]:
     try:
         yield House(services, operator())
     finally:
-        services.rulings.close()
-        await services.db.close()
+        await services.close()

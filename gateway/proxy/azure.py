@@ -1,4 +1,4 @@
-"""The sender: one pooled client to Azure. Step 4 of the path, the only place that opens secrets.
+"""The sender: one pooled client to Azure. Step 4 of the path; `injection` opens what goes along.
 
 Retries nothing that could run twice: only what Azure provably did not start (no connection, a
 parent not visible yet, a rejection before the start) is tried again. Redirects are never
@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import aiohttp
 from pydantic import SecretStr
 from yarl import URL
 
-from gateway.errors import Conflict, GatepassError, Unavailable, UpstreamFailed
+from gateway.errors import GatepassError, Unavailable, UpstreamFailed
 from gateway.exchange.document import dump, read
 from gateway.exchange.messages import (
     TERMINAL,
-    Binding,
     Broken,
     Event,
     Forward,
@@ -32,10 +31,11 @@ from gateway.exchange.messages import (
 )
 from gateway.exchange.sse import Frame, FrameReader
 from gateway.proxy import retrying
+from gateway.proxy.injection import Injection, Prepared
 from gateway.proxy.multipart import Form
 from gateway.proxy.scrubbing import Scrubber, Seams
 from gateway.proxy.signing_in import SignIn, Upstream
-from gateway.registry.directory import Directory, ServerView
+from gateway.registry.directory import Directory
 from gateway.vault import Purpose, Secret, Vault
 
 #: Headers of Azure's answers that mean something to an app.
@@ -48,8 +48,6 @@ PASSED_ON = frozenset(
         "x-ratelimit-reset-tokens",
     }
 )  # fmt: skip
-#: Seconds until credentials are opened anew to be looked for in answers.
-_KNOWN_FOR = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,29 +95,15 @@ class Declined(UpstreamFailed):
         self.answer = answer
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """The scrubber of all credentials, for how long, and what it was made of: a version of the
-    configuration, the number of tokens given so far, and the scrubber of our own.
-    """
-
-    made: tuple[int, int]
-    own: Scrubber = field(repr=False)
-    until: float
-    scrubber: Scrubber = field(repr=False)
-
-
 class Azure:
     """One per process. `open` before use, `close` at the end."""
 
     def __init__(self, upstream: Upstream | None, directory: Directory, vault: Vault) -> None:
         self._upstream = upstream
-        self._directory = directory
-        self._vault = vault
         # Parsing an address costs as much as parsing a request: the usual one is kept.
         self._create = URL(upstream.url + "responses") if upstream else None
         self.sign_in = SignIn(upstream)
-        self._known: _Known | None = None
+        self._injection = Injection(directory, vault, self.sign_in)
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
 
@@ -170,9 +154,9 @@ class Azure:
         signed = self.sign_in.at_hand or await self.sign_in.header()
         url = self._address(path, wire.query)
         response = await self._send(method, url, {**wire.headers, **signed}, body, once=once)
-        if isinstance(body, Form) or not await self.sign_in.renewed(response.status, signed):
+        if response.status != 401 or isinstance(body, Form):
             return response
-        if not may():
+        if not await self.sign_in.renewed(signed) or not may():
             return response
         response.release()
         return await self.send(method, path, wire, body, once=once, may=may)
@@ -217,9 +201,10 @@ class Azure:
         Raises `Declined` for an error of Azure's own, `UpstreamFailed` when there is no answer.
         """
         raw = None if body is None else dump(body)
-        scrubber = await self._thorough()
+        scrubber = await self._injection.scrubber()
         try:
             async with await self.send(method, path, wire, raw, once=method == "POST") as response:
+                scrubber = self.sign_in.with_own(scrubber)
                 if response.status >= 300:
                     raise Declined(await rejection(response, scrubber))
                 document = read(scrubber.clean(await response.read()))
@@ -231,30 +216,32 @@ class Azure:
 
     # --- a round ----------------------------------------------------------------------------
 
+    async def prepare(
+        self, turn: Forward, *, fresh: bool, user: SecretStr | None = None
+    ) -> Prepared:
+        """Open what the round takes, before anything is marked as being sent. `fresh`: approved
+        calls go out with it, so every vault is asked now. `user` is the access token of whom the
+        app acts for. Raises when a credential cannot be had.
+        """
+        if self.sign_in.at_hand is None:
+            await self.sign_in.header()
+        return await self._injection.prepare(turn, Purpose(fresh, _end_user(user)))
+
     async def round(
-        self, turn: Forward, wire: Wire, watch: Watch = _NOBODY
+        self, prepared: Prepared, wire: Wire, watch: Watch = _NOBODY
     ) -> AsyncGenerator[Event, None]:
         """Send one round; its frames, or `Rejected`, or `Broken` as the last event."""
-        try:
-            document, scrubber = await self._with_credentials(turn.body, turn.bindings, wire.user)
-            raw = dump(document)
-        except GatepassError as error:
-            yield Broken(error.message, sent=False, code=error.code, status=error.status)
-            return
+        turn, raw = prepared.turn, prepared.body
         answers = turn.round > 0 or bool(turn.releases or turn.denials)
         attempt, replay = 0, True
         while True:
             async with contextlib.aclosing(
-                self._attempt(raw, wire, scrubber, watch, once=answers)
+                self._attempt(raw, wire, prepared.scrubber, watch, once=answers)
             ) as events:
                 first = await anext(events, None)
                 pause = retrying.pause(first, attempt, resumes=answers)
                 if pause is None and turn.replay and replay and retrying.is_unseen(first):
-                    pause, replay = 0.0, False
-                    document, scrubber = await self._with_credentials(
-                        turn.replay, turn.bindings, wire.user
-                    )
-                    raw = dump(document)
+                    pause, replay, raw = 0.0, False, prepared.replay()
                 if pause is None:
                     if first is not None:
                         yield first
@@ -274,10 +261,9 @@ class Azure:
         or what became of it where Azure does not tell them any more.
         """
         try:
-            _, scrubber = await self._with_credentials(turn.body, turn.bindings, wire.user)
-        except GatepassError:
-            # The server is gone, or the end user's time: so is what could be shown of it.
-            scrubber = self.scrubber.with_more([wire.user.get_secret_value()] if wire.user else [])
+            scrubber = (await self.prepare(turn, fresh=False, user=wire.user)).scrubber
+        except GatepassError:  # the server is gone, or its vault: what was known of them is left
+            scrubber = await self._injection.scrubber(_end_user(wire.user))
         path = f"responses/{response_id}"
         streaming = Wire(wire.headers, {**wire.query, "stream": "true"})
         for way in (streaming, wire) if turn.body.get("stream") else (wire,):
@@ -304,6 +290,7 @@ class Azure:
             send = self.send("POST", "responses", wire, raw, once=once, may=watch.again)
             async with await send as response:
                 answered = True
+                scrubber = self.sign_in.with_own(scrubber)
                 watch.heard(passed_on(response))
                 async for event in self._events(response, wire, scrubber):
                     yield event
@@ -356,65 +343,9 @@ class Azure:
         kind = f"response.{status}"
         yield FrameSeen(kind if kind in TERMINAL else "response.completed", {"response": response})
 
-    # --- credentials ------------------------------------------------------------------------
 
-    async def _with_credentials(
-        self, body: Json, bindings: Sequence[Binding], user: SecretStr | None = None
-    ) -> tuple[Json, Scrubber]:
-        """The body with every bound server's credential in it, and what must never come back.
-
-        `user` is the access token of whom the app acts for.
-        """
-        scrubber = await self._thorough()
-        if not bindings:
-            return body, scrubber
-        tools = list(body["tools"])
-        end_user = None if user is None else Secret("the end user's token", user.get_secret_value())
-        purpose = Purpose(end_user=end_user)
-        values = [] if end_user is None else [end_user.reveal()]
-        for binding in bindings:
-            server = self._directory.view.servers.get(binding.server_id)
-            entry = tools[binding.tool_index]
-            if server is None or not server.url == binding.url == entry["server_url"]:
-                raise Conflict(
-                    f"The server {binding.server_label!r} has been changed or removed.",
-                    code="server_changed",
-                )
-            if server.credential is not None:
-                value = (await self._vault.open(server.credential.ref, purpose)).reveal()
-                tools[binding.tool_index] = {**entry, **_injected(server, value)}
-                values.append(value)
-        if end_user is not None:  # what this user's earlier rounds had may come back yet
-            values += [secret.reveal() for secret in self._vault.issued(end_user)]
-        return {**body, "tools": tools}, scrubber.with_more(values)
-
-    async def _thorough(self) -> Scrubber:
-        """Takes out the credentials of all servers: what one of them once let out may be in a
-        context at Azure, and come back in an answer that has nothing to do with it.
-        """
-        now, version = asyncio.get_running_loop().time(), self._directory.view.version
-        known = self._known
-        made, own = (version, self._vault.issues), self.scrubber
-        if known is None or (known.made, known.own) != (made, own) or known.until <= now:
-            values = [secret.reveal() for secret in self._vault.issued()]
-            for server in self._directory.view.servers.values():
-                # A token that nobody was given yet can be in no answer.
-                if server.credential is not None and server.credential.ref.store != "oauth":
-                    with contextlib.suppress(GatepassError):  # nobody can use it now, either
-                        values.append((await self._vault.open(server.credential.ref)).reveal())
-            known = _Known(made, own, now + _KNOWN_FOR, own.with_more(values))
-            self._known = known
-        return known.scrubber
-
-
-def _injected(server: ServerView, value: str) -> Json:
-    credential = server.credential
-    if credential is None:
-        return {}
-    if server.inject == "authorization":
-        return {"authorization": value}
-    scheme = f"{credential.scheme} " if credential.scheme else ""
-    return {"headers": {credential.header: scheme + value}}
+def _end_user(token: SecretStr | None) -> Secret | None:
+    return None if token is None else Secret("the end user's token", token.get_secret_value())
 
 
 async def rejection(response: aiohttp.ClientResponse, scrubber: Scrubber) -> Rejected:

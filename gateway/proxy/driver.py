@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import assert_never
 
-from gateway.approvals import decisions, exchanges, holding, reading, release, replicas
+from gateway.approvals import decisions, exchanges, holding, reading, replicas
 from gateway.approvals.exchanges import Ending
 from gateway.approvals.kept import Kept, Superseded, claimed
-from gateway.approvals.release import Fell, Sending
+from gateway.approvals.release import Fell
 from gateway.approvals.standing import Fallen, Waits
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
@@ -40,6 +40,7 @@ from gateway.exchange.messages import (
 )
 from gateway.proxy.assignment import Assignment, Tools, saved_document
 from gateway.proxy.azure import Watch
+from gateway.proxy.claiming import Claiming
 from gateway.proxy.live import Live
 from gateway.proxy.reports import Reports
 from gateway.telemetry import holds_open, log
@@ -65,11 +66,11 @@ class Driver:
         self._exchange: Exchange = live.exchange
         self._assignment = assignment
         self._reports = Reports(tools, live, approvals or {})
+        self._claiming = Claiming(tools, live, self._reports, assignment.wire.user)
         self._named = len(self._exchange.upstream_ids)
         self._cancel: str | None = None
         self._sign_of_life = 0.0  # when the app last got one while it waits
         self._last: list[Emit] = []  # the frames of the end
-        self._term = 0  # of the lease under which the running round is sent
         self._following: str | None = None  # the round that was sent before this process began
 
     def cancel(self, reason: str) -> None:
@@ -157,24 +158,17 @@ class Driver:
     # --- turns ------------------------------------------------------------------------------
 
     async def _forward(self, turn: Forward) -> Turn:
-        self._term = await self._tools.lease.renewed()
+        term = await self._tools.lease.renewed()
         try:
             turn = await self._reports.leave.give(turn, self._reports.servers(), self._rules())
-            instead = await self._claim(turn)
+            source = await self._source(turn, term)
         except GatepassError as error:
             if self._exchange.state != "forwarding":
                 raise
             broken = Broken(error.message, sent=False, code=error.code, status=error.status)
             return await self._carry_out(self._exchange.receive(broken))
-        if instead is not None:
-            return instead
-        azure, wire = self._tools.azure, self._assignment.wire
-        following, self._following = self._following, None
-        may = partial(self._tools.lease.holds, self._term)
-        watch = Watch(self._live.hear, may, self._stopped)
-        source = (
-            azure.follow(following, turn, wire) if following else azure.round(turn, wire, watch)
-        )
+        if not isinstance(source, AsyncGenerator):
+            return source
         async with contextlib.aclosing(source) as events:
             async for event in events:
                 next_turn = await self._feed(await self._understood(event))
@@ -207,36 +201,21 @@ class Driver:
                   if call.server_label in servers]  # fmt: skip
         return any(view.paused(self._kept.app_name, label) for label in labels)
 
-    async def _claim(self, turn: Forward) -> Turn | None:
-        """Mark what is about to be sent; else what comes instead. A first round without answers
-        needs no mark.
-        """
-        released = [self._reports.approvals[name] for name in turn.releases]
-        denied = [self._reports.approvals[name] for name in turn.denials]
-        if not released and not denied:
-            return None
-        if self._kept.state == "forwarding":
+    async def _source(self, turn: Forward, term: int) -> AsyncGenerator[Event, None] | Turn:
+        """Where the events of the round come from, once it may be sent; else what comes instead."""
+        azure, wire = self._tools.azure, self._assignment.wire
+        following, self._following = self._following, None
+        if following is not None:
+            return azure.follow(following, turn, wire)
+        if self._kept.state == "forwarding" and (turn.releases or turn.denials):
             await self._save()
-        sending = Sending(released, denied)
-        while isinstance(claim := await self._begin(sending), Waits):
-            if (reason := await self._sit_out(claim)) is not None:
+        while isinstance(ready := await self._claiming.attempt(turn, term), Waits):
+            if (reason := await self._sit_out(ready)) is not None:
                 return await self._carry_out(self._exchange.receive(Cancelled(reason)))
-        if isinstance(claim, Fell):
-            return await self._ask_anew(claim.fallen)
-        self._live.receipt = claim.receipt
-        return None
-
-    async def _begin(self, sending: Sending) -> release.Claim:
-        # Before the claim: what is claimed under a lease that lapses must not be sent any more.
-        self._term = await self._tools.lease.renewed()
-        now, directory = self._tools.clock(), self._tools.directory
-        begin, fence = release.begin_sending, self._kept.fence
-        try:
-            return await begin(self._context, self._kept, sending, directory, now=now)
-        finally:
-            # Marked, even where the signed head did not follow: somebody must say what became.
-            if self._kept.fence > fence:
-                self._reports.sending = set(sending.released)
+        if isinstance(ready, Fell):
+            return await self._ask_anew(ready.fallen)
+        may = partial(self._tools.lease.holds, ready.term)
+        return azure.round(ready.prepared, wire, Watch(self._live.hear, may, self._stopped))
 
     async def _sit_out(self, waits: Waits) -> str | None:
         """Until the pause or the time is over; why nobody wants it any more, if so."""

@@ -25,6 +25,11 @@ class AtAzure:
         self._exchange = live.exchange
         self._leave: dict[tuple[str, str], holding.Leave] = {}  # by label and tool
 
+    @property
+    def given(self) -> bool:
+        """Whether Azure may make calls of the running round by itself."""
+        return bool(self._leave)
+
     async def give(
         self, turn: Forward, servers: Mapping[str, ServerFacts], rules: holding.Rules
     ) -> Forward:

@@ -45,12 +45,12 @@ class SignIn:
             return self._key
         return {"authorization": f"Bearer {await self._token.get()}"}
 
-    async def renewed(self, status: int, refused: Mapping[str, str]) -> bool:
-        """Whether a request that was answered so can be signed anew, after `refused`.
+    async def renewed(self, refused: Mapping[str, str]) -> bool:
+        """Whether a request that got a 401 for the header `refused` can be signed anew.
 
         Azure asks who comes before it begins anything: what got a 401 can be sent again.
         """
-        if self._token is None or status != 401:
+        if self._token is None:
             return False
         return await self._token.renew(refused["authorization"].removeprefix("Bearer "))
 
@@ -61,6 +61,10 @@ class SignIn:
             self._scrubbed = self._token.values
             self._scrubber = Scrubber(self._scrubbed)
         return self._scrubber
+
+    def with_own(self, scrubber: Scrubber) -> Scrubber:
+        """One that was made before, with what a request has been signed with since."""
+        return scrubber if self._token is None else scrubber.with_more(self._token.values)
 
     async def run(self) -> None:
         """Keep the token new, where there is one."""

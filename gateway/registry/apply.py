@@ -27,7 +27,7 @@ from gateway.store.references import SecretRef
 from gateway.store.tables import App, ReviewerGroup, Server
 
 #: Stores that this version opens; a credential elsewhere is configured, and warned about.
-_OPENED = ("sealed", "env", "file", "oauth")
+_OPENED = ("sealed", "env", "file", "vault", "keyvault", "oauth")
 _Settings = ServerSettings | AppSettings | GroupSettings | OAuthClient
 
 

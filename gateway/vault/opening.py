@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
+from gateway.config import Settings
 from gateway.errors import Unavailable
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.references import STORES, SecretRef
+from gateway.telemetry import Clock, log, vault_up
 from gateway.vault.environment import EnvironmentStore
 from gateway.vault.files import FileStore
+from gateway.vault.keyvault import keyvault_store
 from gateway.vault.oauth import Clients, OAuthStore
+from gateway.vault.openbao import openbao_store
 from gateway.vault.sealed import SealedStore
 from gateway.vault.secret import Purpose, Secret
+from gateway.vault.sharing import Shared
+from gateway.vault.store import Remote, Store
 
 _USUAL = Purpose()
-
-
-class Store(Protocol):
-    """Somewhere that secrets live.
-
-    `open` gives the current value and raises `Unavailable` when it cannot; for a fresh purpose,
-    nothing is served from memory. Both may be called concurrently.
-    """
-
-    async def open(self, ref: SecretRef, purpose: Purpose) -> Secret:
-        """The value of `ref`."""
-        ...
-
-    async def ping(self) -> None:
-        """Raise `Unavailable` when no value could be opened now."""
-        ...
+_PAUSE = 10.0
 
 
 class Vault:
-    """Opens references. The stores are fixed when it is built."""
+    """Opens references. The stores are fixed when it is built.
 
-    def __init__(self, stores: Mapping[str, Store]) -> None:
-        self._stores = dict(stores)
+    Those that are `remote` may be out of reach for a while: what needs them waits or is refused,
+    and all else goes on.
+    """
+
+    def __init__(
+        self, local: Mapping[str, Store], remote: Mapping[str, Remote] | None = None
+    ) -> None:
+        self._local = dict(local)
+        self._remote = dict(remote or {})
+        self._stores: dict[str, Store] = {**self._local, **self._remote}
+
+    @property
+    def remote(self) -> tuple[str, ...]:
+        """The names of the stores on other machines."""
+        return tuple(self._remote)
 
     async def open(self, ref: SecretRef, purpose: Purpose = _USUAL) -> Secret:
         """The secret behind `ref`; raises `Unavailable`, and nothing else, when there is none."""
@@ -57,11 +62,13 @@ class Vault:
                 code="secret_unavailable",
             ) from None
 
-    async def ping(self) -> None:
-        """Raise `Unavailable` when a store cannot answer."""
-        for name, store in self._stores.items():
+    async def ping(self, *names: str) -> None:
+        """Raise `Unavailable` when one of these stores cannot answer; without a name, those that
+        every release depends on: the local ones.
+        """
+        for name in names or self._local:
             try:
-                await store.ping()
+                await self._stores[name].ping()
             except Unavailable:
                 raise
             except Exception as error:
@@ -69,6 +76,23 @@ class Vault:
                     f"The secret store {name!r} does not answer ({type(error).__name__}).",
                     code="secret_unavailable",
                 ) from None
+
+    async def run(self) -> None:
+        """Stay signed in to the stores on other machines, and say when their state changes."""
+        said: dict[str, str | None] = {}
+        while True:
+            for name in self._remote:
+                problem = await self._problem(name)
+                vault_up.labels(store=name).set(problem is None)
+                if said.get(name) != problem:
+                    log.warning("vault.state", store=name, problem=problem or "none any more")
+                said[name] = problem
+            await asyncio.sleep(_PAUSE)
+
+    async def close(self) -> None:
+        """Close the connections to other machines."""
+        for store in self._remote.values():
+            await store.close()
 
     def issued(self, end_user: Secret | None = None) -> tuple[Secret, ...]:
         """Tokens that were given to us and may be in use, or those for an end user: to be looked
@@ -87,7 +111,16 @@ class Vault:
         """A sentence when no store of this installation could ever open `ref`, else None."""
         return None if ref.store in self._stores else self._no_such(ref.store)
 
+    async def _problem(self, name: str) -> str | None:
+        try:
+            await self.ping(name)
+        except Unavailable as error:
+            return error.message
+        return None
+
     def _no_such(self, store: str) -> str:
+        if store == "vault":
+            return "The secret store 'vault:' is not set up here: set GATEPASS_VAULT_ADDR."
         here = ", ".join(f"{name}:" for name in self._stores)
         known = "is not part of this version" if store in STORES else "is unknown"
         return f"The secret store '{store}:' {known}; this installation opens {here}."
@@ -98,19 +131,30 @@ def open_vault(
     envelope: Envelope,
     environment: Mapping[str, str],
     keep_out: Sequence[Path] = (),
+    remote: Mapping[str, Remote] | None = None,
     clients: Clients | None = None,
 ) -> Vault:
     """The vault of this process.
 
     `environment` is the process's environment; files below `keep_out` (the gateway's own keys and
-    data) are never opened as credentials; `clients` are those that obtain tokens.
+    data) are never opened as credentials. `remote` are the stores on other machines, `clients`
+    those that obtain tokens.
     """
-    stores: dict[str, Store] = {
+    local: dict[str, Store] = {
         "sealed": SealedStore(db, envelope),
         "env": EnvironmentStore(environment),
         "file": FileStore(keep_out),
     }
     if clients is not None:
         # Their own secrets are in the other stores: a token is never had by way of a token.
-        stores["oauth"] = OAuthStore(Vault(stores).open, clients, environment)
-    return Vault(stores)
+        local["oauth"] = OAuthStore(Vault(local, remote).open, clients, environment)
+    return Vault(local, remote)
+
+
+def remote_stores(settings: Settings, clock: Clock) -> dict[str, Remote]:
+    """The stores on other machines that the settings name; none is asked yet."""
+    found: dict[str, Remote] = {"keyvault": keyvault_store(settings, clock)}
+    if (bao := openbao_store(settings)) is not None:
+        found["vault"] = bao
+    seconds = settings.secret_cache.total_seconds()
+    return {name: Shared(store, seconds, time.monotonic) for name, store in found.items()}

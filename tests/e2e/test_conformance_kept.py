@@ -189,7 +189,7 @@ async def _raced(played: Stage, kept: Kept, name: str, *, ahead: str | None) -> 
     failed = [result for result in results if isinstance(result, Exception)]
     assert all(isinstance(problem, Conflict) for problem in failed), failed
     try:
-        sending = release.Sending([name])
+        sending = played.sending(name)
         claim = await release.begin_sending(
             played.approvals, kept, sending, played.directory, now=now
         )

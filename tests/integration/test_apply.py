@@ -232,12 +232,12 @@ async def test_a_failure_half_way_leaves_nothing(ledger: Ledger, db: Database, b
 async def test_warnings_say_what_this_version_does_not_do(sqlite: Database) -> None:
     text = (
         "servers:\n  - label: crm\n    url: https://crm.example/\n"
-        "    credential: {from: 'vault:kv/crm#token'}\n"
+        "    credential: {from: 'oauth:crm'}\n"
         "webhooks:\n  - {name: soc, url: 'https://soc.example/'}\n"
     )
     found = (await plan(sqlite, declared(text))).warnings
     assert len(found) == 2
-    assert "is in vault:, which this version does not open" in found[0]
+    assert "is in oauth:, which this version does not open" in found[0]
     assert "'soc' was read and checked" in found[1]
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.approvals import release, standing
-from gateway.approvals.release import Claimed, Sending
+from gateway.approvals.release import Claimed
 from gateway.approvals.standing import Waits
 from gateway.audit import reading as records
 from gateway.audit.records import SYSTEM
@@ -36,7 +36,7 @@ async def begin(played: Stage, wanted: Pausing = APP) -> PauseView:
 
 
 async def claim(played: Stage, approval_id: str) -> release.Claim:
-    kept, sending = played.kept[approval_id], Sending([approval_id])
+    kept, sending = played.kept[approval_id], played.sending(approval_id)
     return await release.begin_sending(
         played.approvals, kept, sending, played.directory, now=played.clock()
     )

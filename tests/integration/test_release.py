@@ -12,7 +12,7 @@ from sqlmodel import col, select
 
 from gateway.approvals import alarms, evidence, late, reading, release, settlement, standing
 from gateway.approvals.late import Finding
-from gateway.approvals.release import Claimed, Fell, Sending
+from gateway.approvals.release import Claimed, Fell, Sending, Stale
 from gateway.approvals.review import Reviewer
 from gateway.approvals.settlement import Settling
 from gateway.approvals.standing import Fallen, Waits
@@ -28,6 +28,7 @@ from gateway.store.tables import Server as ServerRow
 from tests.support.clock import FakeClock
 from tests.support.stage import Stage, Wish, stage
 
+OTHER = "https://other.example/mcp"
 REVIEWER = Reviewer(
     "usr_rev", "rev@example.org", frozenset({"reviewer"}), frozenset(), "api", "token"
 )
@@ -45,10 +46,10 @@ async def approved(played: Stage, **wish: object) -> str:
     return approval_id
 
 
-async def claim(played: Stage, approval_id: str) -> release.Claim:
-    kept = played.kept[approval_id]
+async def claim(played: Stage, approval_id: str, sending: Sending | None = None) -> release.Claim:
+    kept, sending = played.kept[approval_id], sending or played.sending(approval_id)
     return await release.begin_sending(
-        played.approvals, kept, Sending([approval_id]), played.directory, now=played.clock()
+        played.approvals, kept, sending, played.directory, now=played.clock()
     )
 
 
@@ -87,7 +88,7 @@ async def test_one_approval_is_claimed_once_however_many_try(played: Stage):
         release.begin_sending(
             played.approvals,
             kept.__class__(**vars(kept)),
-            Sending([approval_id]),
+            played.sending(approval_id),
             played.directory,
             now=played.clock(),
         )
@@ -99,12 +100,18 @@ async def test_one_approval_is_claimed_once_however_many_try(played: Stage):
     assert len(await told(played, "release.sending")) == 1
 
 
-async def test_E_15_the_secret_of_the_moment_goes_along_and_is_named(played: Stage):
-    approval_id = await approved(played)
+async def nothing_was_sent(played: Stage, approval_id: str) -> None:
+    assert (await played.read(approval_id)).execution == "not_sent"
+    assert await told(played, "release.sending") == []
+    assert played.kept[approval_id].state != "sending"
+
+
+async def sealed_versions(played: Stage, *versions: int) -> None:
+    """The bank's credential is one of our own values, and has these versions."""
     async with played.db.transaction() as session:
         credential = {"header": "Authorization", "from": "sealed:bank"}
         await session.exec(update(ServerRow).values(credential=credential))
-        for version in (1, 2):
+        for version in versions:
             session.add(
                 SealedSecret(
                     name="srv_bank/bank",
@@ -115,17 +122,85 @@ async def test_E_15_the_secret_of_the_moment_goes_along_and_is_named(played: Sta
                 )
             )
     await played.directory.reload()
-    assert isinstance(await claim(played, approval_id), Claimed)
-    (sending,) = await told(played, "release.sending")
-    assert sending["credential"] == "sealed:bank@2"
+
+
+async def test_E_15_what_was_opened_goes_along_and_is_named(played: Stage):
+    approval_id = await approved(played)
+    await sealed_versions(played, 1, 2)
+    sending = played.sending(approval_id, versions={"srv_bank": "2"})
+    assert isinstance(await claim(played, approval_id, sending), Claimed)
+    (record,) = await told(played, "release.sending")
+    assert record["credential"] == "sealed:bank@2"
     assert (await played.read(approval_id)).credential == "sealed:bank@2"
 
 
-async def test_of_other_stores_the_reference_is_named(played: Stage):
+@pytest.mark.parametrize("opened", ["1", "3", None])
+async def test_E_15_a_secret_that_was_rotated_after_it_was_opened_is_not_sent(
+    played: Stage, opened: str | None
+):
     approval_id = await approved(played)
-    await claim(played, approval_id)
-    (sending,) = await told(played, "release.sending")
-    assert sending["credential"] == "env:BANK"
+    await sealed_versions(played, 1, 2)
+    versions = {"srv_bank": opened} if opened else {}
+    sending = played.sending(approval_id, versions=versions)
+    assert isinstance(await claim(played, approval_id, sending), Stale)
+    await nothing_was_sent(played, approval_id)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"credential": {"header": "Authorization", "scheme": "Bearer", "from": "env:OTHER"}},
+        {"credential": {"header": "X-Key", "scheme": "Bearer", "from": "env:BANK"}},
+        {"credential": {"header": "Authorization", "from": "env:BANK"}},
+        {"credential": None},
+        {"inject": "authorization"},
+    ],
+)
+async def test_E_15_what_was_opened_for_a_server_as_it_was_is_not_sent(played: Stage, change: dict):
+    approval_id = await approved(played)
+    sending = played.sending(approval_id)
+    async with played.db.transaction() as session:
+        await session.exec(update(ServerRow).values(**change))
+    await played.directory.reload()
+    assert isinstance(await claim(played, approval_id, sending), Stale)
+    await nothing_was_sent(played, approval_id)
+
+
+async def test_another_server_of_the_round_that_has_changed_stops_it_too(played: Stage):
+    approval_id, _ = await approved(played), await approved(played, server="other", url=OTHER)
+    sending = played.sending(approval_id)
+    async with played.db.transaction() as session:
+        theirs = col(ServerRow.label) == "other"
+        await session.exec(update(ServerRow).where(theirs).values(removed_at=played.clock()))
+    await played.directory.reload()
+    assert isinstance(await claim(played, approval_id, sending), Stale)
+    await nothing_was_sent(played, approval_id)
+
+
+async def test_S_16_without_its_secret_nothing_is_claimed(played: Stage):
+    approval_id = await approved(played)
+    assert isinstance(await claim(played, approval_id, Sending([approval_id])), Stale)
+    await nothing_was_sent(played, approval_id)
+
+
+async def test_of_other_stores_reference_and_version_are_named(played: Stage):
+    one, other = await approved(played), await approved(played)
+    await claim(played, one)
+    await claim(played, other, played.sending(other, versions={"srv_bank": "7"}))
+    sent = [record["credential"] for record in await told(played, "release.sending")]
+    assert sent == ["env:BANK", "env:BANK@7"]
+
+
+async def test_a_long_reference_keeps_its_version_in_the_record(played: Stage):
+    approval_id = await approved(played)
+    async with played.db.transaction() as session:
+        credential = {"header": "Authorization", "from": "file:/" + "x" * 450}
+        await session.exec(update(ServerRow).values(credential=credential))
+    await played.directory.reload()
+    await claim(played, approval_id, played.sending(approval_id, versions={"srv_bank": "7"}))
+    (record,) = await told(played, "release.sending")
+    assert len(record["credential"]) == 400
+    assert record["credential"].endswith("x@7")
 
 
 @pytest.mark.parametrize(

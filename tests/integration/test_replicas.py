@@ -98,7 +98,7 @@ async def act_send(played: Stage, kept: Kept, approval_id: str) -> None:
 
 async def begin(played: Stage, kept: Kept, *approval_ids: str) -> None:
     await played.directory.refresh()
-    sending = release.Sending(approval_ids)
+    sending = played.sending(*approval_ids)
     claim = await release.begin_sending(
         played.approvals, kept, sending, played.directory, now=played.clock()
     )
@@ -326,7 +326,8 @@ async def test_C_15_no_byte_leaves_for_azure_once_the_lease_has_lapsed(
         await azure.open()
         turn = Forward(0, {"model": "gpt-4.1", "input": "Hello"}, (), (), ())
         watch = Watch(may=lambda: may)
-        events = [event async for event in azure.round(turn, Wire({}, {}), watch)]
+        prepared = await azure.prepare(turn, fresh=True)
+        events = [event async for event in azure.round(prepared, Wire({}, {}), watch)]
         await azure.close()
         sent = (await world.get("/_demo/requests")).json()["requests"]
     if may:

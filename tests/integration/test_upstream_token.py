@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
+from gateway.demo.runner import serve
 from gateway.errors import Unavailable
+from gateway.exchange.messages import Broken, Event, Forward, FrameSeen, Rejected
+from gateway.proxy import retrying
+from gateway.proxy.azure import Azure, Watch, Wire
 from gateway.proxy.signing_in import SignIn, Upstream
 from gateway.proxy.upstream_token import UpstreamToken
+from gateway.registry.directory import View
+from gateway.vault import Vault
 from tests.support.clock import FakeClock
 
 SCOPE = "https://cognitiveservices.azure.com/.default"
@@ -138,5 +151,91 @@ async def test_the_tokens_are_taken_out_of_answers(token: UpstreamToken, clock: 
 async def test_a_key_signs_without_waiting() -> None:
     sign_in = SignIn(Upstream("https://azure.example/", "upstream-key", 10))
     assert sign_in.at_hand == {"api-key": "upstream-key"}
-    assert not await sign_in.renewed(401, {"api-key": "upstream-key"})
+    assert not await sign_in.renewed({"api-key": "upstream-key"})
     assert b"upstream-key" not in sign_in.scrubber.clean(b"upstream-key")
+
+
+# --- at the wire ------------------------------------------------------------------------------
+
+
+class Upstreams:
+    """Answers 401 to the first token, as often as it comes, and a response to any other."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def respond(self, request: Request) -> Response:
+        token = request.headers["authorization"].removeprefix("Bearer ")
+        assert "api-key" not in request.headers
+        self.seen.append(token)
+        if token == "canary-token-1":
+            return JSONResponse({"error": {"code": "401", "message": f"{token} expired"}}, 401)
+        return JSONResponse({"id": "resp_1", "status": "completed", "output": []})
+
+
+@pytest.fixture
+async def upstreams() -> AsyncIterator[tuple[Upstreams, str]]:
+    async with AsyncExitStack() as stack:
+        found = Upstreams()
+        routes = [Route("/responses", found.respond, methods=["POST"])]
+        yield found, await stack.enter_async_context(serve(Starlette(routes=routes)))
+
+
+async def played(
+    url: str, token: UpstreamToken, watch: Watch, then: Callable[[], None] = lambda: None
+) -> list[Event]:
+    directory: Any = SimpleNamespace(view=View())
+    azure = Azure(Upstream(f"{url}/", "", 10, token), directory, Vault({}))
+    await azure.open()
+    try:
+        turn = Forward(1, {"model": "m", "input": []}, (), releases=("mcpr_1",))
+        prepared = await azure.prepare(turn, fresh=True)
+        then()
+        return [event async for event in azure.round(prepared, Wire({}, {}), watch)]
+    finally:
+        await azure.close()
+
+
+async def test_a_resume_refused_for_its_token_is_sent_once_more(
+    upstreams: tuple[Upstreams, str], token: UpstreamToken
+) -> None:
+    found, url = upstreams
+    (event,) = await played(url, token, Watch())
+    assert isinstance(event, FrameSeen)
+    assert found.seen == ["canary-token-1", "canary-token-2"]
+
+
+async def test_a_resume_that_may_not_go_any_more_is_not_sent_once_more(
+    upstreams: tuple[Upstreams, str], token: UpstreamToken, clock: FakeClock
+) -> None:
+    """The lease has lapsed, or a pause has begun, while the token was renewed."""
+    found, url = upstreams
+    for watch in (
+        Watch(may=iter([True, False]).__next__),
+        Watch(stopped=lambda: True),
+    ):
+        (event,) = await played(url, token, watch)
+        assert isinstance(event, Rejected)
+        assert event.status == 401
+        assert "canary" not in str(event.body)
+        assert set(found.seen) == {"canary-token-1"}
+        token = UpstreamToken(Source(clock), SCOPE, clock)
+
+
+async def test_a_round_without_a_token_is_known_not_to_have_been_sent(
+    upstreams: tuple[Upstreams, str], token: UpstreamToken, source: Source, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(retrying, "PAUSES", (0.0, 0.0))
+    found, url = upstreams
+    source.fails = True
+    with pytest.raises(Unavailable):  # nothing has been marked as being sent yet
+        await played(url, token, Watch())
+    source.fails = False
+
+    def over() -> None:
+        token._ends, source.kept, source.fails = 0.0, None, True
+
+    (event,) = await played(url, token, Watch(), over)
+    assert isinstance(event, Broken)
+    assert (event.sent, event.code) == (False, "upstream_token_unavailable")
+    assert found.seen == []

@@ -11,7 +11,6 @@ import pytest
 from gateway.approvals import alarms, late, release
 from gateway.approvals.alarms import About
 from gateway.approvals.late import Finding
-from gateway.approvals.release import Sending
 from gateway.exchange.messages import Observed
 from gateway.store.database import Database
 from tests.support.clock import FakeClock
@@ -32,7 +31,7 @@ async def unclear(played: Stage) -> str:
     kept = played.kept[approval_id]
     await played.directory.refresh()
     await release.begin_sending(
-        played.approvals, kept, Sending([approval_id]), played.directory, now=played.clock()
+        played.approvals, kept, played.sending(approval_id), played.directory, now=played.clock()
     )
     observed = Observed("mcpr", "unknown")
     await release.observe(played.approvals, kept, approval_id, observed, now=played.clock())

@@ -34,8 +34,10 @@ from gateway.policy.rules import parse
 from gateway.proxy.assignment import Assignment, Tools
 from gateway.proxy.azure import Wire
 from gateway.proxy.driver import Driver
+from gateway.proxy.injection import Prepared
 from gateway.proxy.live import Live
 from gateway.proxy.recovery import Recovery
+from gateway.proxy.scrubbing import Scrubber
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.tables import App, User, metadata
@@ -173,7 +175,13 @@ class Azure:
     def __init__(self, house: House) -> None:
         self._house = house
 
-    async def round(self, turn: Forward, wire: Wire, watch: Any = None) -> AsyncIterator[Event]:
+    async def prepare(self, turn: Forward, *, fresh: bool, user: object = None) -> Prepared:
+        return Prepared(turn, b"", Scrubber([]))
+
+    async def round(
+        self, prepared: Prepared, wire: Wire, watch: Any = None
+    ) -> AsyncIterator[Event]:
+        turn = prepared.turn
         if await park("sends") == "unreachable":
             yield Broken("Azure cannot be reached.", sent=False)
             return

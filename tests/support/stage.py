@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from gateway.approvals.holding import Round, Rules
 from gateway.approvals.kept import Kept
 from gateway.approvals.release import Claimed, Sending
 from gateway.approvals.review import Reviewer, Submission
+from gateway.approvals.standing import Opened
 from gateway.approvals.views import ApprovalView
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.records import SYSTEM
@@ -220,6 +221,12 @@ class Stage:
         submission = Submission(approval_id, verdict, digest, reason, None)
         return await review.review(self.approvals, reviewer, submission, now=self.clock())
 
+    def sending(self, *approval_ids: str, versions: Mapping[str, str] | None = None) -> Sending:
+        """These approvals, with the secrets of all servers opened; `versions` by server id."""
+        servers, known = self.directory.view.servers, versions or {}
+        opened = {name: Opened(server, known.get(name)) for name, server in servers.items()}
+        return Sending(approval_ids, opened=opened)
+
     async def execute(
         self, approval_id: str, *, matches: bool | None = True, outcome: str = "executed"
     ) -> None:
@@ -227,7 +234,7 @@ class Stage:
         kept = self.kept[approval_id]
         await self.directory.refresh()
         claim = await release.begin_sending(
-            self.approvals, kept, Sending([approval_id]), self.directory, now=self.clock()
+            self.approvals, kept, self.sending(approval_id), self.directory, now=self.clock()
         )
         assert isinstance(claim, Claimed), claim
         observed = Observed("mcpr", outcome, matches if outcome == "executed" else None)
