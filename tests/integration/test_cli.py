@@ -559,3 +559,34 @@ def test_a_review_is_taken_back_on_the_host(host: Host) -> None:
     result = host.run("requests", "withdraw", approval_id, "--as", "ann@example.org")
     assert result.exit_code == 1
     assert "no review" in result.output
+
+
+# --- OAuth clients ----------------------------------------------------------------------------
+
+CLIENTS = """
+oauth_clients:
+  - name: crm
+    grant: token_exchange
+    token_url: https://login.example/token
+    client_id: gatepass
+    client_secret: {from: "sealed:crm"}
+servers:
+  - label: crm
+    url: https://mcp.crm.example/mcp
+    credential: {from: "oauth:crm", scheme: Bearer}
+"""
+
+
+def test_the_secret_of_a_client_comes_from_stdin_and_stays_secret(
+    host: Host, tmp_path: Path
+) -> None:
+    file = tmp_path / "clients.yaml"
+    file.write_text(CLIENTS)
+    printed = host.ok("apply", str(file))
+    printed += host.ok("credentials", "set-client", "crm", stdin=CANARY + "\n")
+    assert "The OAuth client crm now uses sealed:crm" in printed
+    assert CANARY not in printed
+    assert host.run("credentials", "set-client", "none", stdin="x").exit_code == 1
+    assert not host.json("apply", str(file))["changes"]
+    states = {f["part"]: f["state"] for f in json.loads(host.run("doctor", "--json").stdout)}
+    assert states["server crm: credential"] == "warning"  # there is no end user here
