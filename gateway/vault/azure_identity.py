@@ -50,22 +50,35 @@ class AzureCredential:
         """A token for a resource, such as `https://vault.azure.net/.default`."""
         async with self._lock:
             try:
-                if self._inner is None:
-                    self._inner = await asyncio.to_thread(_built, self._kind, self._client_id)
-                return await self._inner.get_token(*scopes, **options)
+                return await (await self._made()).get_token(*scopes, **options)
             except Exception as error:
-                # What Entra says of a failure may quote what it was given: only the type goes on.
-                raise Unavailable(
-                    f"Azure gives the gateway no token ({type(error).__name__}): "
-                    f"{_HINTS[self._kind]}.",
-                    code="azure_identity_unavailable",
-                ) from None
+                raise self._none(error) from None
+
+    async def ready(self) -> None:
+        """Import what a token takes, which may last as long as the token itself."""
+        async with self._lock:
+            try:
+                await self._made()
+            except Exception as error:
+                raise self._none(error) from None
 
     async def close(self) -> None:
         """Close its connections."""
         if self._inner is not None:
             await self._inner.close()
             self._inner = None
+
+    async def _made(self) -> AsyncTokenCredential:
+        if self._inner is None:
+            self._inner = await asyncio.to_thread(_built, self._kind, self._client_id)
+        return self._inner
+
+    def _none(self, error: Exception) -> Unavailable:
+        # What Entra says of a failure may quote what it was given: only the type goes on.
+        return Unavailable(
+            f"Azure gives the gateway no token ({type(error).__name__}): {_HINTS[self._kind]}.",
+            code="azure_identity_unavailable",
+        )
 
     async def __aenter__(self) -> AzureCredential:
         return self

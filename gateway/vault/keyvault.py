@@ -53,8 +53,9 @@ class KeyVaultStore:
         """The value now; `Unavailable` when there is none."""
         vault, _, name = ref.name.partition("/")
         try:
+            # The first time the libraries are imported: that is not the vault's time.
+            client = await self._client(vault)
             async with asyncio.timeout(_SECONDS):
-                client = await self._client(vault)
                 found = await client.get_secret(name, ref.field)
         except Unavailable:
             raise
@@ -75,6 +76,7 @@ class KeyVaultStore:
     async def _client(self, vault: str) -> SecretClient:
         async with self._lock:
             if vault not in self._clients:
+                await self._credential.ready()
                 made = await asyncio.to_thread(_client_class)
                 self._clients[vault] = made(self._address(vault), self._credential, **self._options)
             return self._clients[vault]

@@ -25,6 +25,8 @@ from gateway.vault.store import Remote, Store
 
 _USUAL = Purpose()
 _PAUSE = 10.0
+#: The stores that take settings of their own.
+_SET_UP = frozenset({"vault"})
 
 
 class Vault:
@@ -42,9 +44,9 @@ class Vault:
         self._stores: dict[str, Store] = {**self._local, **self._remote}
 
     @property
-    def remote(self) -> tuple[str, ...]:
-        """The names of the stores on other machines."""
-        return tuple(self._remote)
+    def configured(self) -> tuple[str, ...]:
+        """The names of the stores that are there because somebody set them up."""
+        return tuple(name for name in self._remote if name in _SET_UP)
 
     async def open(self, ref: SecretRef, purpose: Purpose = _USUAL) -> Secret:
         """The secret behind `ref`; raises `Unavailable`, and nothing else, when there is none."""
@@ -107,9 +109,9 @@ class Vault:
         store = self._stores.get("oauth")
         return store.issues if isinstance(store, OAuthStore) else 0
 
-    def problem_with(self, ref: SecretRef) -> str | None:
-        """A sentence when no store of this installation could ever open `ref`, else None."""
-        return None if ref.store in self._stores else self._no_such(ref.store)
+    def problem_with(self, store: str) -> str | None:
+        """A sentence when this installation has no such store, else None."""
+        return None if store in self._stores else self._no_such(store)
 
     async def _problem(self, name: str) -> str | None:
         try:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.demo.runner import serve
 from gateway.errors import Unavailable
 from gateway.registry import addresses
 from gateway.store.oauth import OAuthClient
@@ -23,7 +24,7 @@ from gateway.vault.entra import Entra
 from gateway.vault.oauth import OAuthStore
 from tests.support.clock import FakeClock
 from tests.support.oauth import user_token
-from tests.support.tls import serve_tls
+from tests.support.tls import over_tls
 
 TENANT = "11111111-2222-3333-4444-555555555555"
 REF = SecretRef("oauth", "graph")
@@ -54,7 +55,13 @@ def stub() -> Stub:
 async def store(stub: Stub, clock: FakeClock, tmp_path: Path) -> AsyncIterator[OAuthStore]:
     clock.now = utc_now()  # azure-identity has a clock of its own
     routes = [Route(f"/{TENANT}/oauth2/v2.0/token", stub.token, methods=["POST"])]
-    async with serve_tls(Starlette(routes=routes), tmp_path) as (url, authority):
+    async with (
+        serve(Starlette(routes=routes)) as plain,
+        over_tls(plain, tmp_path) as (
+            url,
+            authority,
+        ),
+    ):
         client = OAuthClient(
             "graph",
             "on_behalf_of",

@@ -170,7 +170,8 @@ class Upstreams:
         self.seen.append(token)
         if token == "canary-token-1":
             return JSONResponse({"error": {"code": "401", "message": f"{token} expired"}}, 401)
-        return JSONResponse({"id": "resp_1", "status": "completed", "output": []})
+        answer = {"id": "resp_1", "status": "completed", "output": [], "metadata": {"by": token}}
+        return JSONResponse(answer)
 
 
 @pytest.fixture
@@ -203,6 +204,7 @@ async def test_a_resume_refused_for_its_token_is_sent_once_more(
     (event,) = await played(url, token, Watch())
     assert isinstance(event, FrameSeen)
     assert found.seen == ["canary-token-1", "canary-token-2"]
+    assert event.data["response"]["metadata"] == {"by": "[redacted]"}
 
 
 async def test_a_resume_that_may_not_go_any_more_is_not_sent_once_more(

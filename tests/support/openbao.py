@@ -1,17 +1,17 @@
 """A real OpenBao for tests: the wheel's own server in its development mode, on a free port.
 
-bao = await OpenBao.start(folder)
-await bao.put("mcp/crm", token="canary")
+with running_openbao(folder) as bao:
+    await bao.put("mcp/crm", token="canary")
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class OpenBao:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Start it, empty, and wait until it answers."""
         log = (self._folder / "bao.log").open("ab")
         self._process = subprocess.Popen(
@@ -50,12 +50,13 @@ class OpenBao:
             env={"PATH": os.environ["PATH"], "HOME": str(self._folder)},
         )
         log.close()
-        for _ in range(400):
-            with contextlib.suppress(httpx2.TransportError, AssertionError):
-                await self.ask("GET", "secret/config")
-                return
-            assert self._process.poll() is None, (self._folder / "bao.log").read_text()
-            await asyncio.sleep(0.05)
+        with httpx2.Client(base_url=f"{self.url}/v1/", headers={"x-vault-token": ROOT}) as client:
+            for _ in range(600):
+                with contextlib.suppress(httpx2.TransportError):
+                    if client.get("secret/config").status_code == 200:
+                        return
+                assert self._process.poll() is None, (self._folder / "bao.log").read_text()
+                time.sleep(0.05)
         raise AssertionError((self._folder / "bao.log").read_text())
 
     def kill(self) -> None:
@@ -65,7 +66,7 @@ class OpenBao:
             process.send_signal(signal.SIGKILL)
             process.wait(20)
 
-    async def ask(self, method: str, path: str, **body: Any) -> dict[str, Any]:
+    async def ask(self, method: str, path: str, /, **body: Any) -> dict[str, Any]:
         """A request of root's; the answer's document."""
         headers = {"x-vault-token": ROOT}
         async with httpx2.AsyncClient(base_url=f"{self.url}/v1/", headers=headers) as client:
@@ -93,23 +94,50 @@ class OpenBao:
         """End a token."""
         await self.ask("POST", "auth/token/revoke", token=token)
 
-    async def approle(self, **options: Any) -> tuple[str, str]:
-        """A role that may read secrets: its id and a secret id."""
+    async def kubernetes(self, api: str, ca: str) -> None:
+        """Service accounts of a cluster may sign in, as this API server tells who they are."""
         await self.policy()
-        await self.ask("POST", "sys/auth/approle", type="approle")
-        options = {"token_policies": ["gatepass"], "token_ttl": "1h", **options}
-        await self.ask("POST", "auth/approle/role/gatepass", **options)
-        role = await self.ask("GET", "auth/approle/role/gatepass/role-id")
-        secret = await self.ask("POST", "auth/approle/role/gatepass/secret-id", metadata="{}")
-        return role["data"]["role_id"], secret["data"]["secret_id"]
+        await self.ask("POST", "sys/auth/kubernetes", type="kubernetes")
+        await self.ask(
+            "POST",
+            "auth/kubernetes/config",
+            kubernetes_host=api,
+            kubernetes_ca_cert=ca,
+            token_reviewer_jwt="reviewer",
+            disable_local_ca_jwt=True,
+        )
+        await self.ask(
+            "POST",
+            "auth/kubernetes/role/gatepass",
+            bound_service_account_names=["gatepass"],
+            bound_service_account_namespaces=["house"],
+            token_policies=["gatepass"],
+            token_ttl="1h",
+        )
+
+    async def approle(
+        self, mount: str = "approle", role_id: str = "", secret_id: str = "", **options: Any
+    ) -> tuple[str, str]:
+        """A role that may read secrets: its id and a secret id, made up unless they are given."""
+        await self.policy()
+        await self.ask("POST", f"sys/auth/{mount}", type="approle")
+        role, options = f"auth/{mount}/role/gatepass", {"token_ttl": "1h", **options}
+        await self.ask("POST", role, token_policies=["gatepass"], **options)
+        if role_id:
+            await self.ask("POST", f"{role}/role-id", role_id=role_id)
+            await self.ask("POST", f"{role}/custom-secret-id", secret_id=secret_id)
+            return role_id, secret_id
+        found = await self.ask("GET", f"{role}/role-id")
+        secret = await self.ask("POST", f"{role}/secret-id", metadata="{}")
+        return found["data"]["role_id"], secret["data"]["secret_id"]
 
 
-@contextlib.asynccontextmanager
-async def running_openbao(folder: Path) -> AsyncIterator[OpenBao]:
+@contextlib.contextmanager
+def running_openbao(folder: Path) -> Iterator[OpenBao]:
     """One server, stopped on leaving."""
     bao = OpenBao(folder)
     try:
-        await bao.start()
+        bao.start()
         yield bao
     finally:
         bao.kill()
