@@ -26,12 +26,13 @@ from gateway.audit.signing import load_signer
 from gateway.config import Settings
 from gateway.jobs import Jobs
 from gateway.proxy.assignment import Tools
-from gateway.proxy.azure import Azure, Upstream
+from gateway.proxy.azure import Azure
 from gateway.proxy.clients import Limits
 from gateway.proxy.conversations import Conversations
 from gateway.proxy.creating import Creation
 from gateway.proxy.credentials import Credentials
 from gateway.proxy.elsewhere import Elsewhere
+from gateway.proxy.end_user import EndUsers
 from gateway.proxy.evidence import Gathering
 from gateway.proxy.files import Files
 from gateway.proxy.forwarding import Forwarding
@@ -43,6 +44,9 @@ from gateway.proxy.recovery import Recovery
 from gateway.proxy.relay import Relay
 from gateway.proxy.retrieval import Retrieval
 from gateway.proxy.routes import Edge, Proxy
+from gateway.proxy.signing_in import Upstream
+from gateway.proxy.upstream_token import UpstreamToken
+from gateway.registry import addresses
 from gateway.registry.access_tokens import AccessTokens
 from gateway.registry.directory import Directory
 from gateway.services import Services
@@ -51,7 +55,8 @@ from gateway.store.database import open_database
 from gateway.store.envelope import Envelope, load_or_create_key
 from gateway.store.notifications import EXCHANGE, Notifications
 from gateway.telemetry import Clock, utc_now
-from gateway.vault import open_vault
+from gateway.vault import Clients, open_vault
+from gateway.vault.azure_identity import azure_credential
 from gateway.vault.opening import remote_stores
 from web.security import site
 
@@ -91,18 +96,20 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
     clock = DatabaseClock(db, clock)
     notifications = Notifications(db)
     ledger = Ledger(db, signer, clock, notifications=notifications)
+    directory = Directory(db, ledger.settle, notifications)
     return Services(
         settings=settings,
         db=db,
         ledger=ledger,
         envelope=envelope,
-        directory=Directory(db, ledger.settle, notifications),
+        directory=directory,
         vault=open_vault(
             db,
             envelope,
             config.environment(),
             settings.own_files,
             remote_stores(settings, clock),
+            Clients(directory.oauth_client, _checked, clock),
         ),
         notifications=notifications,
         wakeups=Wakeups(db, notifications),
@@ -117,7 +124,7 @@ def create_app(settings: Settings, clock: Clock = utc_now, lease: timedelta = LE
     """
     services = create_services(settings, clock)
     clock = services.clock
-    azure = Azure(_upstream(settings), services.directory, services.vault)
+    azure = Azure(upstream(settings, clock), services.directory, services.vault)
     hub = Hub()
     tools = Tools(
         context=services.approvals,
@@ -131,6 +138,7 @@ def create_app(settings: Settings, clock: Clock = utc_now, lease: timedelta = LE
         allow_at_azure=settings.allow_at_azure,
     )
     recovery = Recovery(tools, hub)
+    tokens = AccessTokens(services.directory, clock)
     elsewhere = Elsewhere(tools, hub, recovery)
     keeper = Keeper(tools, hub, recovery)
     services.notifications.on(EXCHANGE, keeper.hint)
@@ -140,6 +148,7 @@ def create_app(settings: Settings, clock: Clock = utc_now, lease: timedelta = LE
         passing=Passing(azure, services.ledger, clock),
         hub=hub,
         elsewhere=elsewhere,
+        end_users=EndUsers(services.directory, tokens),
         limits=Limits(
             settings.early_header.total_seconds(),
             settings.plain_limit.total_seconds(),
@@ -159,7 +168,7 @@ def create_app(settings: Settings, clock: Clock = utc_now, lease: timedelta = LE
         ),
         forwarding=Forwarding(relay, services.db, settings.max_body_bytes),
         files=Files(relay, services.db, settings.max_file_bytes),
-        credentials=Credentials(services.directory, AccessTokens(services.directory, clock)),
+        credentials=Credentials(services.directory, tokens),
     )
 
     @contextlib.asynccontextmanager
@@ -217,7 +226,7 @@ async def _running(
             gathering = Gathering(services.approvals, azure, services.clock)
             others += [
                 group.create_task(job.run(), name=type(job).__name__)
-                for job in (lease, keeper, Jobs(services), gathering)
+                for job in (lease, keeper, Jobs(services), gathering, azure.sign_in)
             ]
             try:
                 yield
@@ -240,11 +249,22 @@ async def _followed(clock: Clock, group: asyncio.TaskGroup) -> list[asyncio.Task
     return [group.create_task(clock.run(), name="clock")]
 
 
-def _upstream(settings: Settings) -> Upstream | None:
-    if settings.upstream_url is None or settings.upstream_api_key is None:
+def _checked(url: str, allow_private_network: bool) -> str:
+    return addresses.check(url, allow_private_network=allow_private_network).url
+
+
+def upstream(settings: Settings, clock: Clock) -> Upstream | None:
+    """Azure as the settings name it; None when they do not, or not how to sign in."""
+    if settings.upstream_url is None:
+        return None
+    key, token = settings.upstream_api_key, None
+    if settings.upstream_auth == "entra":
+        token = UpstreamToken(azure_credential(settings), settings.upstream_scope, clock)
+    elif key is None:
         return None
     return Upstream(
         settings.upstream_url.rstrip("/") + "/",
-        settings.upstream_api_key.get_secret_value(),
+        key.get_secret_value() if key is not None else "",
         settings.upstream_timeout.total_seconds(),
+        token,
     )

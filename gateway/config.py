@@ -85,7 +85,14 @@ class Settings(BaseModel):
         None, description="Key of the resource; also as GATEPASS_UPSTREAM_API_KEY_FILE."
     )
     upstream_auth: Literal["key", "entra"] = Field(
-        "key", description="How to sign in to Azure. `entra` is not available yet."
+        "key",
+        description="How to sign in to Azure: by the key, or as the gateway's own identity at "
+        "Azure, with a token of Microsoft Entra ID.",
+    )
+    upstream_scope: str = Field(
+        "https://cognitiveservices.azure.com/.default",
+        description="With `entra`: what the token is for. National clouds, and newer resources, "
+        "have others.",
     )
     azure_credential: Literal["default", "managed", "workload"] = Field(
         "default",
@@ -212,8 +219,10 @@ class Settings(BaseModel):
                 "with PostgreSQL, GATEPASS_MASTER_KEY_FILE and GATEPASS_SIGNING_KEY_FILE are "
                 "required: every replica needs the same keys"
             )
-        if self.upstream_auth == "entra":
-            raise ValueError("GATEPASS_UPSTREAM_AUTH=entra is not available yet; use a key")
+        if self.upstream_auth == "entra" and self.upstream_api_key is not None:
+            raise ValueError(
+                "GATEPASS_UPSTREAM_AUTH=entra signs in without GATEPASS_UPSTREAM_API_KEY: give one"
+            )
         for name in ("public_url", "upstream_url"):
             value = getattr(self, name)
             if value is not None and urlsplit(value).scheme not in {"http", "https"}:

@@ -50,7 +50,10 @@ def configure_logging(level: str) -> None:
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=number, format="%(message)s", stream=sys.stderr, force=True)
-    for library in ("aiohttp", "httpx2", "httpcore", "sqlalchemy", "aiosqlite", "asyncio", "mcp"):
+    for library in (
+        "aiohttp", "authlib", "httpx2", "httpcore", "httpcore2", "sqlalchemy", "aiosqlite",
+        "asyncio", "mcp",
+    ):  # fmt: skip
         logging.getLogger(library).setLevel(logging.WARNING)
     for library in ("azure", "msal"):  # they warn of what is then tried in another way, at length
         logging.getLogger(library).setLevel(logging.ERROR)

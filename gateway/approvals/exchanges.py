@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from pydantic import SecretStr
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
@@ -40,7 +41,8 @@ from gateway.store.tables import (
 class Opening:
     """What is known of an exchange when it is opened. `servers` are labels; `thread` is that of
     what it goes on from, `owner` the replica that drives it, `shown` the tool definitions that its
-    model has been shown before, as in `Kept`.
+    model has been shown before, as in `Kept`. `user_token` is the access token of whom the app acts
+    for, kept sealed until the end.
     """
 
     app_id: str
@@ -59,18 +61,20 @@ class Opening:
     thread: str | None = None
     owner: str | None = None
     shown: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    user_token: SecretStr | None = None
 
 
 @dataclass(frozen=True)
 class Saved:
     """An exchange read back. `document` is what `save` wrote: `machine`, `forward`, `frames` (of a
     stream so far), `approvals` (Azure's request id → ours); empty when it never waited.
-    `withdrawn` is why its app wants no more of it, if it does not.
+    `withdrawn` is why its app wants no more of it, if it does not. `user_token` as in `Opening`.
     """
 
     kept: Kept
     document: Json
     withdrawn: str | None = None
+    user_token: SecretStr | None = None
 
 
 async def open_exchange(
@@ -153,6 +157,7 @@ def _add(
             data_key=kept.data_key,
             snapshot=_sealed(context, kept, "snapshot", saved),
             shown=kept.shown or None,
+            user_token=_sealed_token(context, kept, opening.user_token),
             created_at=now,
         )
     )
@@ -276,6 +281,7 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
         "finished_at": now,
         "shown": kept.shown or None,
         "snapshot": None,
+        "user_token": None,
     }
     async with context.ledger.transaction() as tx:
         changed = await compare_and_set(
@@ -326,6 +332,13 @@ def _sealed(context: Approvals, kept: Kept, name: str, value: Any) -> bytes | No
     return context.envelope.seal(kept.data_key, kept.id, name, orjson.dumps(value))
 
 
+def _sealed_token(context: Approvals, kept: Kept, token: SecretStr | None) -> bytes | None:
+    if token is None:
+        return None
+    plain = token.get_secret_value().encode()
+    return context.envelope.seal(kept.data_key, kept.id, "user_token", plain)
+
+
 # --- reading --------------------------------------------------------------------------------
 
 
@@ -363,10 +376,14 @@ async def load(db: Database, envelope: Envelope, exchange_id: str) -> Saved:
         stored=row.stored,
         shown=row.shown or {},
     )
+    token = None
+    if row.user_token is not None:
+        plain = envelope.open(row.data_key, row.id, "user_token", row.user_token)
+        token = SecretStr(plain.decode())
     if row.snapshot is None:
-        return Saved(kept, {}, row.withdrawn)
+        return Saved(kept, {}, row.withdrawn, token)
     document = read_document(envelope.open(row.data_key, row.id, "snapshot", row.snapshot))
-    return Saved(kept, document, row.withdrawn)
+    return Saved(kept, document, row.withdrawn, token)
 
 
 async def final_response(db: Database, envelope: Envelope, exchange_id: str) -> Json | None:

@@ -41,7 +41,8 @@ KINDS = frozenset(
     call.shadowed config.applied credential.bound credential.unbound credential.written
     exchange.finished exchange.opened
     execution.evidence execution.mismatch execution.observed export.made group.changed
-    ledger.heartbeat ledger.started link.created pause.begun pause.ended payload.read
+    ledger.heartbeat ledger.started link.created oauth_client.changed oauth_client.registered
+    oauth_client.removed pause.begun pause.ended payload.read
     policy.activated policy.saved policy.shadow_begun policy.shadow_ended
     release.sending request.completed security.overridden security.refused server.changed
     server.forgotten server.registered server.removed token.created token.revoked tooldef.accepted

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,11 +17,13 @@ import httpx2
 from sqlalchemy.exc import DBAPIError
 
 from gateway.api import health
+from gateway.app import upstream
 from gateway.audit import reading
 from gateway.cli.runtime import House, opened, read_settings
 from gateway.config import Settings
 from gateway.errors import GatepassError
 from gateway.identity import people
+from gateway.proxy.signing_in import SignIn
 from gateway.registry.directory import ServerView
 from gateway.store import migration
 
@@ -58,8 +60,12 @@ async def _examine(settings: Settings) -> list[Finding]:
         ]
         if any(f.part == "configuration" and f.state == "ok" for f in found):
             servers = sorted(house.services.directory.view.servers.values(), key=lambda s: s.label)
+            opens = {server.label: await _opens(house, server) for server in servers}
+            found += await _stores(house, servers, opens)
             for server in servers:
-                found += await _server(house, server)
+                credential = opens[server.label]
+                found += [] if credential is None else [credential]
+                found.append(await _reachable(f"server {server.label}", server.url))
         return found
 
 
@@ -100,7 +106,7 @@ async def _ledger(house: House) -> tuple[str, str]:
 
 async def _vault(house: House) -> tuple[str, str]:
     await house.services.vault.ping()
-    return "ok", "every store answers"
+    return "ok", "the stores on this machine answer"
 
 
 async def _configuration(house: House) -> tuple[str, str]:
@@ -125,34 +131,68 @@ async def _upstream(house: House) -> tuple[str, str]:
     settings = house.settings
     if settings.upstream_url is None:
         return "failed", "GATEPASS_UPSTREAM_URL is not set"
-    if settings.upstream_api_key is None:
+    azure = upstream(settings, house.clock)
+    if azure is None:
         return "failed", "GATEPASS_UPSTREAM_API_KEY is not set"
-    url = settings.upstream_url.rstrip("/") + "/models"
-    headers = {"api-key": settings.upstream_api_key.get_secret_value()}
+    url = azure.url + "models"
+    sign_in = SignIn(azure)
     try:
+        headers = dict(await sign_in.header())
         async with httpx2.AsyncClient(timeout=_PATIENCE, follow_redirects=False) as client:
             status = (await client.get(url, headers=headers)).status_code
     except httpx2.HTTPError as error:
         return "failed", f"{settings.upstream_url} cannot be reached ({type(error).__name__})"
+    finally:
+        await sign_in.close()
     if status in {401, 403}:
-        return "failed", f"{settings.upstream_url} does not accept the key ({status})"
+        what = "token" if azure.token else "key"
+        return "failed", f"{settings.upstream_url} does not accept the {what} ({status})"
     if status >= 500:
         return "failed", f"{settings.upstream_url} answers {status}"
     return "ok", f"{settings.upstream_url} answers ({status})"
 
 
-async def _server(house: House, server: ServerView) -> list[Finding]:
-    part = f"server {server.label}"
-    found = []
-    if server.credential is not None:
-        ref = server.credential.ref
+async def _opens(house: House, server: ServerView) -> Finding | None:
+    """Whether the credential of a server can be opened now; None when it has none."""
+    if server.credential is None:
+        return None
+    ref = server.credential.ref
 
-        async def opens(house: House) -> tuple[str, str]:
-            await house.services.vault.open(ref)
-            return "ok", f"{ref} can be opened"
+    async def opens(house: House) -> tuple[str, str]:
+        if house.services.directory.view.for_user(server.id) is not None:
+            return "warning", f"{ref} needs the token of an end user: it cannot be tried here"
+        version = (await house.services.vault.open(ref)).version
+        return "ok", f"{ref} can be opened" + (f" (version {version})" if version else "")
 
-        found.append(await _ask(f"{part}: credential", opens, house))
-    found.append(await _reachable(part, server.url))
+    return await _ask(f"server {server.label}: credential", opens, house)
+
+
+async def _stores(
+    house: House, servers: Sequence[ServerView], opens: Mapping[str, Finding | None]
+) -> list[Finding]:
+    """One for each store that a server names, or that is set up on another machine."""
+    vault, found = house.services.vault, []
+    by_store: dict[str, list[Finding]] = {name: [] for name in vault.configured}
+    for server in servers:
+        if server.credential is not None and (finding := opens[server.label]) is not None:
+            by_store.setdefault(server.credential.ref.store, []).append(finding)
+    for name, credentials in sorted(by_store.items()):
+
+        async def answers(house: House, name: str = name) -> tuple[str, str]:
+            if (problem := vault.problem_with(name)) is not None:
+                return "failed", problem
+            await vault.ping(name)
+            return "ok", "answers"
+
+        finding = await _ask(f"secret store {name}", answers, house)
+        good = sum(credential.state == "ok" for credential in credentials)
+        if finding.state == "ok" and credentials:
+            # One that only an end user's token could open is no fault of the store.
+            bad = any(credential.state == "failed" for credential in credentials)
+            state = "failed" if bad else "ok"
+            detail = f"answers; {good} of {len(credentials)} credentials can be opened"
+            finding = Finding(finding.part, state, detail)
+        found.append(finding)
     return found
 
 

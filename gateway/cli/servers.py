@@ -183,6 +183,29 @@ def _use(use: Use) -> tuple[object, ...]:
     return (use.reference, use.server, use.bound.origin, use.bound.by, use.bound.at)
 
 
+@credentials.command("set-client")
+def set_client_secret(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the OAuth client.")],
+    from_file: Annotated[
+        Path | None, typer.Option("--from-file", help="Read the secret from this file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Store the secret of an OAuth client in the sealed vault, from stdin or a file."""
+    from gateway.cli.runtime import run
+    from gateway.registry import oauth_clients
+    from gateway.registry.changes import By
+
+    value = _value(from_file)
+
+    async def work(house: House) -> str:
+        by = By(house.actor, house.clock())
+        return await oauth_clients.set_secret(house.ledger, house.envelope, name, value, by)
+
+    made = {"name": name, "reference": run(work)}
+    emit(made) if as_json else say(f"Stored. The OAuth client {name} now uses {made['reference']}.")
+
+
 def _value(from_file: Path | None) -> str:
     """The secret, without the line end that editors and echo put after it."""
     if from_file is not None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from pydantic import SecretStr
+
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.lease import Lease
 from gateway.exchange.machine import Exchange
@@ -49,10 +51,10 @@ class Assignment:
         return {"wire": self.wire.document(), "strict": strict, "keepalive": self.keepalive}
 
     @classmethod
-    def restore(cls, document: Json) -> Assignment:
-        """What `document` wrote."""
+    def restore(cls, document: Json, user: SecretStr | None = None) -> Assignment:
+        """What `document` wrote; the end user's token is kept apart from it."""
         return cls(
-            Wire(document["wire"]["headers"], document["wire"]["query"]),
+            Wire(document["wire"]["headers"], document["wire"]["query"], user),
             {
                 label: None if names is None else frozenset(names)
                 for label, names in document["strict"].items()

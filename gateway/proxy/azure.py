@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import aiohttp
+from pydantic import SecretStr
 from yarl import URL
 
 from gateway.errors import GatepassError, Unavailable, UpstreamFailed
@@ -29,11 +30,13 @@ from gateway.exchange.messages import (
     Rejected,
 )
 from gateway.exchange.sse import Frame, FrameReader
+from gateway.proxy import retrying
 from gateway.proxy.injection import Injection, Prepared
 from gateway.proxy.multipart import Form
 from gateway.proxy.scrubbing import Scrubber, Seams
+from gateway.proxy.signing_in import SignIn, Upstream
 from gateway.registry.directory import Directory
-from gateway.vault import Purpose, Vault
+from gateway.vault import Purpose, Secret, Vault
 
 #: Headers of Azure's answers that mean something to an app.
 PASSED_ON = frozenset(
@@ -45,32 +48,21 @@ PASSED_ON = frozenset(
         "x-ratelimit-reset-tokens",
     }
 )  # fmt: skip
-#: Between tries of what Azure did not begin: a streamed parent has taken half a minute to be seen.
-PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-_LONGEST_PAUSE = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """Where Azure is and how to sign in there. The key does not print."""
-
-    url: str
-    key: str
-    timeout: float
-
-    def __repr__(self) -> str:
-        return f"Upstream({self.url!r})"
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """What of the app's request line and headers goes along with every round."""
+    """What of the app's request line and headers goes along with every round.
+
+    `user` does not: it is the access token of whom the app acts for, to be exchanged for others.
+    """
 
     headers: Mapping[str, str]
     query: Mapping[str, str | list[str]]
+    user: SecretStr | None = None
 
     def document(self) -> Json:
-        """As it is saved with a waiting exchange."""
+        """As it is saved with a waiting exchange; the user's token is kept apart from it."""
         return {"headers": dict(self.headers), "query": dict(self.query)}
 
 
@@ -84,6 +76,10 @@ class Watch:
     heard: Callable[[dict[str, str]], None] = lambda _: None
     may: Callable[[], bool] = lambda: True
     stopped: Callable[[], bool] = lambda: False
+
+    def again(self) -> bool:
+        """Whether what Azure did not begin may be sent again now."""
+        return self.may() and not self.stopped()
 
 
 _NOBODY = Watch()
@@ -106,11 +102,15 @@ class Azure:
         self._upstream = upstream
         # Parsing an address costs as much as parsing a request: the usual one is kept.
         self._create = URL(upstream.url + "responses") if upstream else None
-        #: Takes our own key out of answers: some services show it in errors.
-        self.scrubber = Scrubber([upstream.key] if upstream else [])
-        self._injection = Injection(directory, vault, self.scrubber)
+        self.sign_in = SignIn(upstream)
+        self._injection = Injection(directory, vault, self.sign_in)
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
+
+    @property
+    def scrubber(self) -> Scrubber:
+        """Takes what we sign in with out of answers."""
+        return self.sign_in.scrubber
 
     async def open(self) -> None:
         """Make the two connection pools."""
@@ -132,22 +132,43 @@ class Azure:
         for session in (self._pooled, self._fresh):
             if session is not None:
                 await session.close()
+        await self.sign_in.close()
 
     async def send(
-        self, method: str, path: str, wire: Wire, body: Body | None = None, *, once: bool = True
+        self,
+        method: str,
+        path: str,
+        wire: Wire,
+        body: Body | None = None,
+        *,
+        once: bool = True,
+        may: Callable[[], bool] = _NOBODY.may,
     ) -> aiohttp.ClientResponse:
         """One request below the resource's root, its answer to be used as a context. `path` starts
         without a slash.
 
         `once`: it must not reach Azure twice, so it takes a connection of its own. Another one
-        takes a kept connection, and is sent again where Azure had just closed that.
+        takes a kept connection, and is sent again where Azure had just closed that. What was
+        refused only for its token is sent with a new one, if `may` allows it then.
         """
+        signed = self.sign_in.at_hand or await self.sign_in.header()
+        url = self._address(path, wire.query)
+        response = await self._send(method, url, {**wire.headers, **signed}, body, once=once)
+        if response.status != 401 or isinstance(body, Form):
+            return response
+        if not await self.sign_in.renewed(signed) or not may():
+            return response
+        response.release()
+        return await self.send(method, path, wire, body, once=once, may=may)
+
+    async def _send(
+        self, method: str, url: URL, headers: dict[str, str], body: Body | None, *, once: bool
+    ) -> aiohttp.ClientResponse:
         if self._fresh is None or self._pooled is None or self._upstream is None:
             raise Unavailable(
-                "No Azure resource is configured: set GATEPASS_UPSTREAM_URL and its key.",
+                "No Azure resource is configured: set GATEPASS_UPSTREAM_URL and how to sign in.",
                 code="upstream_not_configured",
             )
-        headers = {**wire.headers, "api-key": self._upstream.key}
         data: bytes | AsyncIterator[bytes] | None = None
         if isinstance(body, Form):
             headers |= {"content-type": body.content_type, "content-length": str(body.length)}
@@ -155,7 +176,6 @@ class Azure:
         elif body is not None:
             headers["content-type"] = "application/json"
             data = body
-        url = self._address(path, wire.query)
         if not once:
             pooled = self._pooled.request
             try:
@@ -184,6 +204,7 @@ class Azure:
         scrubber = await self.thorough()
         try:
             async with await self.send(method, path, wire, raw, once=method == "POST") as response:
+                scrubber = self.sign_in.with_own(scrubber)
                 if response.status >= 300:
                     raise Declined(await rejection(response, scrubber))
                 document = read(scrubber.clean(await response.read()))
@@ -195,11 +216,16 @@ class Azure:
 
     # --- a round ----------------------------------------------------------------------------
 
-    async def prepare(self, turn: Forward, *, fresh: bool) -> Prepared:
+    async def prepare(
+        self, turn: Forward, *, fresh: bool, user: SecretStr | None = None
+    ) -> Prepared:
         """Open what the round takes, before anything is marked as being sent. `fresh`: approved
-        calls go out with it, so every vault is asked now. Raises when a credential cannot be had.
+        calls go out with it, so every vault is asked now. `user` is the access token of whom the
+        app acts for. Raises when a credential cannot be had.
         """
-        return await self._injection.prepare(turn, Purpose(fresh=fresh))
+        if self.sign_in.at_hand is None:
+            await self.sign_in.header()
+        return await self._injection.prepare(turn, Purpose(fresh, _end_user(user)))
 
     async def round(
         self, prepared: Prepared, wire: Wire, watch: Watch = _NOBODY
@@ -213,8 +239,8 @@ class Azure:
                 self._attempt(raw, wire, prepared.scrubber, watch, once=answers)
             ) as events:
                 first = await anext(events, None)
-                pause = _pause(first, attempt, resumes=answers)
-                if pause is None and turn.replay and replay and _is_unseen(first):
+                pause = retrying.pause(first, attempt, resumes=answers)
+                if pause is None and turn.replay and replay and retrying.is_unseen(first):
                     pause, replay, raw = 0.0, False, prepared.replay()
                 if pause is None:
                     if first is not None:
@@ -235,9 +261,9 @@ class Azure:
         or what became of it where Azure does not tell them any more.
         """
         try:
-            scrubber = (await self.prepare(turn, fresh=False)).scrubber
+            scrubber = (await self.prepare(turn, fresh=False, user=wire.user)).scrubber
         except GatepassError:  # the server is gone, or its vault: what was known of them is left
-            scrubber = await self._injection.scrubber()
+            scrubber = await self._injection.scrubber(_end_user(wire.user))
         path = f"responses/{response_id}"
         streaming = Wire(wire.headers, {**wire.query, "stream": "true"})
         for way in (streaming, wire) if turn.body.get("stream") else (wire,):
@@ -248,7 +274,7 @@ class Azure:
                     async for event in self._events(response, wire, scrubber):
                         yield event
                     return
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            except (aiohttp.ClientError, TimeoutError, ValueError, GatepassError) as error:
                 yield Broken(f"The connection to Azure broke ({type(error).__name__}).", sent=True)
                 return
 
@@ -256,19 +282,23 @@ class Azure:
         self, raw: bytes, wire: Wire, scrubber: Scrubber, watch: Watch, *, once: bool
     ) -> AsyncGenerator[Event, None]:
         answered = False
-        if not watch.may():
-            message = "The gateway was held up, and did not send this."
-            yield Broken(message, sent=False, code="unavailable", status=503)
-            return
         try:
-            async with await self.send("POST", "responses", wire, raw, once=once) as response:
+            if self.sign_in.at_hand is None:
+                await self.sign_in.header()  # before it is asked whether it may go
+            if not watch.may():
+                raise Unavailable("The gateway was held up, and did not send this.")
+            send = self.send("POST", "responses", wire, raw, once=once, may=watch.again)
+            async with await send as response:
                 answered = True
+                scrubber = self.sign_in.with_own(scrubber)
                 watch.heard(passed_on(response, scrubber))
                 async for event in self._events(response, wire, scrubber):
                     yield event
         except aiohttp.ClientConnectorError:
             # Later on it is a poll that finds nobody: the round itself was sent long ago.
             yield Broken("Azure cannot be reached.", sent=answered)
+        except GatepassError as error:
+            yield Broken(error.message, sent=answered, code=error.code, status=error.status)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             yield Broken(
                 f"The connection to Azure broke ({type(error).__name__}); what it had begun "
@@ -318,44 +348,8 @@ class Azure:
         return await self._injection.scrubber()
 
 
-def _pause(event: Event | None, attempt: int, *, resumes: bool) -> float | None:
-    """How long to wait before trying again; None when it must not, or need not, be tried.
-
-    A busy Azure is waited for only when resuming: before that, the app's own retry is as good.
-    """
-    if attempt >= len(PAUSES):
-        return None
-    match event:
-        case Broken(sent=False):
-            return PAUSES[attempt] if attempt < 2 else None
-        case Rejected() if _is_unseen(event):
-            return PAUSES[attempt]
-        case Rejected(status=429 | 503, headers=headers) if resumes and attempt < 3:
-            return _retry_after(headers)
-        case _:
-            return None
-
-
-def _is_unseen(event: Event | None) -> bool:
-    return isinstance(event, Rejected) and parent_unseen(event)
-
-
-def parent_unseen(answer: Rejected) -> bool:
-    """Whether Azure does not know the parent: one that was just streamed may become visible yet."""
-    return answer.status == 400 and _code(answer.body) == "previous_response_not_found"
-
-
-def _code(body: Json) -> Any:
-    error = body.get("error")
-    return error.get("code") if isinstance(error, dict) else None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        with contextlib.suppress(KeyError, ValueError):
-            seconds = float(headers[name]) * unit
-            return seconds if seconds <= _LONGEST_PAUSE else None
-    return None
+def _end_user(token: SecretStr | None) -> Secret | None:
+    return None if token is None else Secret("the end user's token", token.get_secret_value())
 
 
 async def rejection(response: aiohttp.ClientResponse, scrubber: Scrubber) -> Rejected:

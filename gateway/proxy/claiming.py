@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import SecretStr
+
 from gateway.approvals import release
 from gateway.approvals.release import Claimed, Fell, Sending
 from gateway.approvals.standing import Waits
@@ -34,6 +36,7 @@ class Claiming:
     tools: Tools
     live: Live
     reports: Reports
+    user: SecretStr | None = None  # the access token of whom the app acts for
 
     async def attempt(self, turn: Forward, term: int) -> Ready | Fell | Waits:
         """Claim what is to be told to Azure, or say why not; a first round without answers needs
@@ -42,11 +45,12 @@ class Claiming:
         """
         azure = self.tools.azure
         if not turn.releases and not turn.denials:
-            return Ready(await azure.prepare(turn, fresh=self.reports.leave.given), term)
+            fresh = self.reports.leave.given
+            return Ready(await azure.prepare(turn, fresh=fresh, user=self.user), term)
         while True:
             problem, prepared = None, None
             try:
-                prepared = await azure.prepare(turn, fresh=bool(turn.releases))
+                prepared = await azure.prepare(turn, fresh=bool(turn.releases), user=self.user)
             except GatepassError as error:
                 problem = error  # it does not matter where nothing is to be sent in any case
             claim, term = await self._begin(turn, prepared)

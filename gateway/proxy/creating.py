@@ -33,6 +33,7 @@ from gateway.proxy.azure import Wire
 from gateway.proxy.clients import Limits
 from gateway.proxy.driver import Driver
 from gateway.proxy.elsewhere import Elsewhere
+from gateway.proxy.end_user import EndUser, EndUsers
 from gateway.proxy.http import Call
 from gateway.proxy.live import Hub, Live
 from gateway.proxy.passing import Passing
@@ -79,6 +80,7 @@ class _Request:
     findings: Findings
     chain: _Chain
     enforced: Enforced
+    end_user: EndUser | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Creation:
     passing: Passing
     hub: Hub
     elsewhere: Elsewhere
+    end_users: EndUsers
     limits: Limits
     heartbeat: float
     max_rounds: int
@@ -116,7 +119,10 @@ class Creation:
         body = _continued(enforced.body, chain)
         if findings.mediated or carried or chain.watched:
             enforced = dataclasses.replace(enforced, body=body)
-            request = _Request(call, app, wire, asked, findings, chain, enforced)
+            end_user = await self.end_users.of(call, app, enforced.bindings)
+            if end_user is not None:
+                wire = dataclasses.replace(wire, user=end_user.token)
+            request = _Request(call, app, wire, asked, findings, chain, enforced, end_user)
             await self._mediate(request, carried)
         else:
             await self.passing.create(call, app, asked, body, wire, patient=chain.young)
@@ -212,7 +218,11 @@ class Creation:
 
     async def _join_or_open(self, request: _Request, plan: Plan) -> Live:
         call, app = request.call, request.app
-        digest = hashlib.sha256(orjson.dumps(plan.asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        marked = orjson.dumps(plan.asked, option=orjson.OPT_SORT_KEYS)
+        if request.end_user is not None:
+            # The same words of another user are another request: nobody joins another's.
+            marked += request.end_user.mark
+        digest = hashlib.sha256(marked).hexdigest()
         is_retry = (call.header("x-stainless-retry-count") or "0") != "0"
         key = call.header("idempotency-key")
         if not is_retry and key is None:
@@ -322,4 +332,5 @@ def _opening(request: _Request, sought: Sought, owner: str) -> Opening:
         thread=request.findings.conversation or request.chain.thread,
         owner=owner,
         shown=request.chain.shown,
+        user_token=None if request.end_user is None else request.end_user.token,
     )

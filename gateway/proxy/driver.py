@@ -66,7 +66,7 @@ class Driver:
         self._exchange: Exchange = live.exchange
         self._assignment = assignment
         self._reports = Reports(tools, live, approvals or {})
-        self._claiming = Claiming(tools, live, self._reports)
+        self._claiming = Claiming(tools, live, self._reports, assignment.wire.user)
         self._named = len(self._exchange.upstream_ids)
         self._cancel: str | None = None
         self._sign_of_life = 0.0  # when the app last got one while it waits

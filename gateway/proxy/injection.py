@@ -16,6 +16,7 @@ from gateway.errors import Conflict, GatepassError
 from gateway.exchange.document import dump
 from gateway.exchange.messages import Binding, Forward, Json
 from gateway.proxy.scrubbing import Scrubber
+from gateway.proxy.signing_in import SignIn
 from gateway.registry.directory import Directory, ServerView
 from gateway.vault import Purpose, Secret, SecretRef, Vault
 
@@ -56,18 +57,22 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The secrets of all servers, as of a version of the configuration, and for how long."""
+    """The secrets of all servers, for how long, and as of what: a version of the configuration,
+    the number of tokens given so far, and what the gateway itself signed in with.
+    """
 
     version: int
+    issues: int
+    own: Scrubber = field(repr=False)
     until: float
     secrets: Mapping[SecretRef, Secret]
     scrubber: Scrubber = field(repr=False)
 
 
 class Injection:
-    """Opens credentials for the sender. `own` takes the gateway's own secrets out of answers."""
+    """Opens credentials for the sender. What the gateway itself signs in with, `own` knows."""
 
-    def __init__(self, directory: Directory, vault: Vault, own: Scrubber) -> None:
+    def __init__(self, directory: Directory, vault: Vault, own: SignIn) -> None:
         self._directory = directory
         self._vault = vault
         self._own = own
@@ -78,8 +83,8 @@ class Injection:
         """The round with every bound server's credential; raises when one cannot be opened, or
         goes to a server that is not as it was.
         """
-        scrubber = await self.scrubber()
         if not turn.bindings:
+            scrubber = await self.scrubber()
             return Prepared(turn, _written(turn.body, {}), scrubber)
         opened: dict[str, Opened] = {}
         secrets: dict[int, tuple[ServerView, Secret]] = {}
@@ -91,13 +96,22 @@ class Injection:
                 opened[server.id] = Opened(server, secret.version)
                 secrets[binding.tool_index] = (server, secret)
         more = [secret.reveal() for _, secret in secrets.values()]
+        scrubber = await self.scrubber(purpose.end_user)
         body = _written(turn.body, secrets)
         return Prepared(turn, body, scrubber.with_more(more), opened, secrets)
 
-    async def scrubber(self) -> Scrubber:
+    async def scrubber(self, end_user: Secret | None = None) -> Scrubber:
         """Takes out the credentials of all servers: what one of them once let out may be in a
-        context at Azure, and come back in an answer that has nothing to do with it.
+        context at Azure, and come back in an answer that has nothing to do with it. What stands
+        for an end user is in that user's answers alone.
         """
+        scrubber = await self._of_all()
+        if end_user is None:
+            return scrubber
+        theirs = [end_user, *self._vault.issued(end_user)]
+        return scrubber.with_more([secret.reveal() for secret in theirs])
+
+    async def _of_all(self) -> Scrubber:
         known = self._known
         if known is not None and (self._is_good(known) or self._looking.locked()):
             return known.scrubber
@@ -108,11 +122,15 @@ class Injection:
 
     def _is_good(self, known: _Known) -> bool:
         now = asyncio.get_running_loop().time()
-        return known.version == self._directory.view.version and now < known.until
+        asof = (self._directory.view.version, self._vault.issues, self._own.scrubber)
+        return asof == (known.version, known.issues, known.own) and now < known.until
 
     async def _look(self, before: _Known | None) -> _Known:
         view, now = self._directory.view, asyncio.get_running_loop().time()
+        own, issues = self._own.scrubber, self._vault.issues
         refs = [s.credential.ref for s in view.servers.values() if s.credential is not None]
+        # A token that nobody was given yet can be in no answer, and is asked for in no glance.
+        refs = [ref for ref in refs if ref.store != "oauth"]
         found = await asyncio.gather(*(self._glance(ref) for ref in refs))
         # What a vault does not tell now it told before, and that is as secret as it was.
         earlier = {} if before is None else before.secrets
@@ -121,8 +139,9 @@ class Injection:
             for ref, secret in zip(refs, found, strict=True)
             if (known := secret or earlier.get(ref)) is not None
         }
-        scrubber = self._own.with_more([secret.reveal() for secret in secrets.values()])
-        return _Known(view.version, now + _KNOWN_FOR, secrets, scrubber)
+        values = [secret.reveal() for secret in (*secrets.values(), *self._vault.issued())]
+        until = now + _KNOWN_FOR
+        return _Known(view.version, issues, own, until, secrets, own.with_more(values))
 
     async def _glance(self, ref: SecretRef) -> Secret | None:
         with contextlib.suppress(GatepassError, TimeoutError):

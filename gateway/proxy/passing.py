@@ -35,16 +35,15 @@ from gateway.exchange.messages import (
 )
 from gateway.exchange.sse import Frame, FrameReader, render
 from gateway.proxy.azure import (
-    PAUSES,
     Azure,
     Wire,
-    parent_unseen,
     parse_frame,
     passed_on,
     rejection,
 )
 from gateway.proxy.clients import STREAM_HEADERS
 from gateway.proxy.http import Call
+from gateway.proxy.retrying import PAUSES, parent_unseen
 from gateway.proxy.scrubbing import Scrubber, Seams
 from gateway.proxy.trace import Trace
 from gateway.registry.directory import AppView

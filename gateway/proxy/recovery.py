@@ -84,7 +84,7 @@ class Recovery:
         # Its connection went with the old owner: people may decide until the deadline.
         live.detached = live.left = True
         live.noticed = self.hub.notice
-        assignment = Assignment.restore(saved.document["forward"])
+        assignment = Assignment.restore(saved.document["forward"], saved.user_token)
         driver = Driver(self.tools, live, assignment, saved.document["approvals"])
         live.cancel = driver.cancel
         if saved.withdrawn is not None:

@@ -35,7 +35,7 @@ _RECORDED = frozenset(
         "duplicate_header", "duplicate_member", "invalid_form", "invalid_json", "invalid_type",
         "json_not_representable", "json_too_deep", "json_too_large", "member_misspelt",
         "method_not_allowed",
-        "number_out_of_range",
+        "number_out_of_range", "user_token_invalid",
     }
 )  # fmt: skip
 

@@ -54,12 +54,24 @@ class AccessTokens:
 
     async def app_of(self, token: str) -> AppView:
         """The app that the token stands for; raises `NotAllowed` (401) or `Unavailable`."""
+        return self._app(await self._checked(token))
+
+    async def user_of(self, token: str, issuer: str, audiences: frozenset[str]) -> str:
+        """Whom a token of `issuer` for one of `audiences` stands for; raises as `app_of` does."""
+        checked = await self._checked(token)
+        if checked.issuer != issuer:
+            raise _refused("It is not of the issuer that is registered for the app.")
+        if not checked.audiences & audiences:
+            raise _refused("It is for another audience.")
+        return " ".join([issuer, *sorted(checked.subjects)])
+
+    async def _checked(self, token: str) -> _Checked:
         digest = hashlib.sha256(token.encode()).digest()
         checked = self._good.get(digest)
         if checked is None or checked.until <= self._clock().timestamp():
             checked = await self._check(token)
             self._remember(digest, checked)
-        return self._app(checked)
+        return checked
 
     async def _check(self, token: str) -> _Checked:
         header, issuer = _unchecked(token)

@@ -6,7 +6,7 @@ that no file names are left alone, and so is an app that a person has disabled.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,20 +16,21 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.audit.ledger import Ledger, Transaction
 from gateway.audit.records import JSONValue
 from gateway.errors import Refused
-from gateway.registry import apps, bindings, groups, policies, servers
+from gateway.registry import apps, bindings, groups, oauth_clients, policies, servers
 from gateway.registry.changes import By, Change, Difference, differences
 from gateway.registry.declaration import Declaration
 from gateway.registry.settings import AppSettings, GroupSettings, ServerSettings
 from gateway.registry.versions import bump_config, lock_config
 from gateway.store.database import Database
+from gateway.store.oauth import OAuthClient
 from gateway.store.references import SecretRef, origin_of
 from gateway.store.tables import App, ReviewerGroup, Server
 
 #: Stores that this version opens; a credential elsewhere is configured, and warned about.
-_OPENED = ("sealed", "env", "file", "vault", "keyvault")
+_OPENED = ("sealed", "env", "file", "vault", "keyvault", "oauth")
 #: How records name a binding that a file states.
 _FILE = "file"
-_Settings = ServerSettings | AppSettings | GroupSettings
+_Settings = ServerSettings | AppSettings | GroupSettings | OAuthClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class _Stored:
     apps: Mapping[str, AppSettings]
     disabled: frozenset[str]
     groups: Mapping[str, GroupSettings]
+    oauth_clients: Mapping[str, OAuthClient]
     rules: tuple[str, list[dict[str, Any]]] | None
 
 
@@ -105,6 +107,7 @@ def _plan(declaration: Declaration, stored: _Stored) -> Plan:
     _check_references(declaration, stored)
     steps = [
         *_steps("reviewer_groups", declaration.groups, stored.groups),
+        *_steps("oauth_clients", declaration.oauth_clients, stored.oauth_clients),
         *_server_steps(declaration, stored),
         *_steps("apps", declaration.apps, stored.apps),
         *_policy_step(declaration, stored),
@@ -114,7 +117,7 @@ def _plan(declaration: Declaration, stored: _Stored) -> Plan:
 
 def _steps(
     section: str,
-    declared: tuple[ServerSettings, ...] | tuple[AppSettings, ...] | tuple[GroupSettings, ...],
+    declared: Sequence[_Settings],
     stored: Mapping[str, _Settings],
 ) -> list[Step]:
     found = []
@@ -175,6 +178,7 @@ def _check_references(declaration: Declaration, stored: _Stored) -> None:
         if group not in names
     ]
     faults += _shared_addresses(declaration, stored)
+    faults += _unknown_clients(declaration, stored)
     if faults:
         raise Refused("\n".join(faults), code="config_invalid")
 
@@ -188,6 +192,17 @@ def _shared_addresses(declaration: Declaration, stored: _Stored) -> list[str]:
         for other in after.values()
         if other.url == server.url and other.label != server.label
     ]
+
+
+def _unknown_clients(declaration: Declaration, stored: _Stored) -> Iterator[str]:
+    known = {client.name for client in declaration.oauth_clients} | set(stored.oauth_clients)
+    for server in declaration.servers:
+        ref = None if server.credential is None else SecretRef.parse(server.credential.source)
+        if ref is not None and ref.store == "oauth" and ref.name not in known:
+            yield (
+                f"{declaration.place('servers', server.label)}: the credential of "
+                f"{server.label!r} is {ref}, and no OAuth client has that name"
+            )
 
 
 def _warnings(declaration: Declaration, stored: _Stored) -> list[str]:
@@ -215,6 +230,7 @@ async def _carry_out(tx: Transaction, declaration: Declaration, by: By, planned:
     todo = {(step.section, step.name) for step in planned.steps if step.action != "unchanged"}
     writers: tuple[tuple[str, tuple[_Settings, ...], _Put], ...] = (
         ("reviewer_groups", declaration.groups, _put_group),
+        ("oauth_clients", declaration.oauth_clients, _put_oauth_client),
         ("servers", declaration.servers, _put_server),
         ("apps", declaration.apps, _put_app),
     )
@@ -240,6 +256,12 @@ async def _put_group(change: Change, settings: GroupSettings) -> None:
     await groups.put(change, await change.session.get(ReviewerGroup, settings.name), settings)
 
 
+async def _put_oauth_client(change: Change, settings: OAuthClient) -> None:
+    await oauth_clients.put(
+        change, await oauth_clients.find(change.session, settings.name), settings
+    )
+
+
 async def _put_server(change: Change, settings: ServerSettings) -> None:
     known = await servers.find(change.session, settings.label)
     row = await servers.put(change, known, settings, binds=_FILE)
@@ -262,5 +284,6 @@ async def _stored(session: AsyncSession) -> _Stored:
         apps={row.name: apps.settings_of(row) for row in app_rows},
         disabled=frozenset(row.name for row in app_rows if row.disabled_at is not None),
         groups={group.name: group for group in await groups.all_groups(session)},
+        oauth_clients={client.name: client for client in await oauth_clients.every(session)},
         rules=None if active is None else (active.digest, active.rules),
     )

@@ -23,13 +23,15 @@ from gateway.registry.settings import (
     WebhookSettings,
     read_app,
     read_group,
+    read_oauth_client,
     read_server,
     read_webhook,
 )
 from gateway.registry.yaml_lines import Document, Place, read
+from gateway.store.oauth import OAuthClient
 
-_SECTIONS = ("servers", "policies", "apps", "webhooks", "reviewer_groups")
-_T = TypeVar("_T", ServerSettings, AppSettings, GroupSettings, WebhookSettings)
+_SECTIONS = ("servers", "policies", "apps", "webhooks", "reviewer_groups", "oauth_clients")
+_T = TypeVar("_T", ServerSettings, AppSettings, GroupSettings, WebhookSettings, OAuthClient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Declaration:
     apps: tuple[AppSettings, ...] = ()
     webhooks: tuple[WebhookSettings, ...] = ()
     groups: tuple[GroupSettings, ...] = ()
+    oauth_clients: tuple[OAuthClient, ...] = ()
     policy: Policy | None = None
     files: tuple[str, ...] = ()
     places: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -50,13 +53,15 @@ class Declaration:
     @property
     def digest(self) -> str:
         """`sha256:…` over what is declared; layout, order of members and comments do not count."""
-        content = {
+        content: dict[str, Any] = {
             "servers": [asdict(server) for server in self.servers],
             "apps": [asdict(app) for app in self.apps],
             "webhooks": [asdict(webhook) for webhook in self.webhooks],
             "reviewer_groups": [asdict(group) for group in self.groups],
             "policies": None if self.policy is None else self.policy.documents(),
         }
+        if self.oauth_clients:  # without any, the digest is what it was before there were any
+            content["oauth_clients"] = [asdict(client) for client in self.oauth_clients]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -100,6 +105,7 @@ def parse(texts: Mapping[str, str]) -> Declaration:
         apps=tuple(collected.apps),
         webhooks=tuple(collected.webhooks),
         groups=tuple(collected.groups),
+        oauth_clients=tuple(collected.oauth_clients),
         policy=collected.policy(),
         files=tuple(texts),
         places=collected.places,
@@ -114,6 +120,7 @@ class _Collected:
         self.apps: list[AppSettings] = []
         self.webhooks: list[WebhookSettings] = []
         self.groups: list[GroupSettings] = []
+        self.oauth_clients: list[OAuthClient] = []
         self.rules: list[Any] | None = None
         self.places: dict[tuple[str, str], str] = {}
         self.faults: list[str] = []
@@ -152,6 +159,7 @@ class _File:
         into.apps += self.objects(top, "apps", read_app, document)
         into.webhooks += self.objects(top, "webhooks", read_webhook, document)
         into.groups += self.objects(top, "reviewer_groups", read_group, document)
+        into.oauth_clients += self.objects(top, "oauth_clients", read_oauth_client, document)
         self.unique_addresses(document)
         if "policies" in top.data:
             self.policies(top.data["policies"], document, problems)

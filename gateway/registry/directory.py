@@ -22,11 +22,12 @@ from gateway.audit.records import Actor
 from gateway.errors import GatepassError, Refused, Unavailable
 from gateway.exchange.messages import ServerFacts
 from gateway.policy import Policy
-from gateway.registry import addresses, bindings, keys, pauses, policies, versions
+from gateway.registry import addresses, bindings, keys, oauth_clients, pauses, policies, versions
 from gateway.registry.pauses import PauseView
 from gateway.registry.settings import IdentitySettings
 from gateway.store.database import Database
 from gateway.store.notifications import CONFIGURED, Notifications
+from gateway.store.oauth import OAuthClient
 from gateway.store.references import SecretRef
 from gateway.store.tables import App, AppKey, PolicyVersion, Server
 from gateway.telemetry import log
@@ -103,6 +104,7 @@ class View:
     servers: Mapping[str, ServerView] = field(default_factory=dict)
     servers_by_label: Mapping[str, ServerView] = field(default_factory=dict)
     servers_by_url: Mapping[str, ServerView] = field(default_factory=dict)
+    oauth_clients: Mapping[str, OAuthClient] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
     shadow: Policy | None = None
     pauses: tuple[PauseView, ...] = ()
@@ -121,6 +123,14 @@ class View:
         wanted = domain.lower()
         hosts = (urlsplit(server.url).hostname or "" for server in self.servers.values())
         return any(host == wanted or host.endswith(f".{wanted}") for host in hosts)
+
+    def for_user(self, server_id: str) -> OAuthClient | None:
+        """The OAuth client through which calls of this server are made as the app's end user."""
+        server = self.servers.get(server_id)
+        if server is None or server.credential is None or server.credential.ref.store != "oauth":
+            return None
+        client = self.oauth_clients.get(server.credential.ref.name)
+        return client if client is not None and client.for_user else None
 
     @property
     def policy_digest(self) -> str:
@@ -187,6 +197,10 @@ class Directory:
         if self._view is None:
             raise Unavailable("The configuration has not been read yet.", code="config_unread")
         return self._view
+
+    def oauth_client(self, name: str) -> OAuthClient | None:
+        """The OAuth client of that name, as configured now."""
+        return self.view.oauth_clients.get(name)
 
     def authenticate(self, key: str) -> AppView | None:
         """The app whose key this is, from memory. See `recheck` for a key made a moment ago."""
@@ -271,6 +285,7 @@ async def _load(session: AsyncSession) -> View:
         servers=_by(lambda server: server.id, servers),
         servers_by_label=_by(lambda server: server.label, servers),
         servers_by_url=_by(lambda server: server.url, servers),
+        oauth_clients={client.name: client for client in await oauth_clients.every(session)},
         policy=await _policy(session),
         shadow=await _shadow(session),
         pauses=tuple(await pauses.read(session)),

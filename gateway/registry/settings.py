@@ -13,6 +13,8 @@ from typing import Any
 from gateway.errors import Refused
 from gateway.registry import addresses
 from gateway.registry.members import Members
+from gateway.store import oauth
+from gateway.store.oauth import OAuthClient
 from gateway.store.references import SecretRef
 
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -43,6 +45,14 @@ _FORBIDDEN_HEADERS = frozenset(
         "upgrade",
     }
 )
+#: RFC 6749 §3.3, and for identifiers appendix A: what may stand in a form without surprises.
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
+_VISIBLE = re.compile(r"(?! )[\x20-\x7e]+(?<! )")
+_TENANT = re.compile(r"(?!(?:common|organizations|consumers)$)[A-Za-z0-9][A-Za-z0-9.-]{0,127}")
+_CLIENT_MEMBERS = (
+    "name", "grant", "token_url", "issuer", "tenant", "authority", "client_id", "client_secret",
+    "assertion", "client_auth", "scope", "audience", "resource", "allow_private_network",
+)  # fmt: skip
 _SERVER_MEMBERS = (
     "label",
     "url",
@@ -219,6 +229,32 @@ def read_webhook(members: Members) -> WebhookSettings | None:
     return settings if len(members.problems) == before else None
 
 
+def read_oauth_client(members: Members) -> OAuthClient | None:
+    """An OAuth client from its members; None when they do not make one."""
+    before = len(members.problems)
+    members.only(_CLIENT_MEMBERS)
+    private = members.flag("allow_private_network")
+    client = OAuthClient(
+        name=members.checked("name", members.text("name", required=True), _name) or "",
+        grant=_grant(members),
+        client_id=_matching(members, "client_id", _VISIBLE, required=True) or "",
+        token_url=_address(members, "token_url", private),
+        issuer=members.checked("issuer", members.text("issuer"), addresses.check_issuer),
+        tenant=_matching(members, "tenant", _TENANT),
+        authority=_authority(members, private),
+        client_secret=_secret(members, "client_secret"),
+        assertion=_assertion(members),
+        client_auth=members.choice("client_auth", ("basic", "post")),
+        scope=_matching(members, "scope", _SCOPE),
+        audience=_matching(members, "audience", _VISIBLE),
+        resource=_matching(members, "resource", _VISIBLE),
+        allow_private_network=private,
+    )
+    if len(members.problems) == before:
+        _fits_grant(members, client)
+    return client if len(members.problems) == before else None
+
+
 def server_document(settings: ServerSettings) -> dict[str, Any]:
     """The members that `read_server` reads back, without what is at its default."""
     members: dict[str, Any] = {
@@ -250,10 +286,14 @@ def _name(text: str) -> str:
 
 
 def _url(members: Members, private: bool) -> str | None:
+    return _address(members, "url", private, required=True)
+
+
+def _address(members: Members, name: str, private: bool, *, required: bool = False) -> str | None:
     def check(text: str) -> str:
         return addresses.check(text, allow_private_network=private).url
 
-    return members.checked("url", members.text("url", required=True), check)
+    return members.checked(name, members.text(name, required=required), check)
 
 
 def _credential(members: Members) -> CredentialSettings | None:
@@ -285,12 +325,61 @@ def _reference(text: str) -> str:
     return str(SecretRef.parse(text))
 
 
-def _secret(members: Members) -> str | None:
-    inner = members.inner("secret")
+def _secret(members: Members, name: str = "secret") -> str | None:
+    inner = members.inner(name)
     if inner is None:
         return None
     inner.only(("from",))
     return inner.checked("from", inner.text("from", required=True), _reference)
+
+
+def _matching(
+    members: Members, name: str, form: re.Pattern[str], *, required: bool = False
+) -> str | None:
+    value = members.text(name, required=required)
+    if value is not None and (len(value) > 500 or not form.fullmatch(value)):
+        members.report(name, "has characters that do not belong there, or is too long")
+    return value
+
+
+def _grant(members: Members) -> str:
+    if members.data.get("grant") is None:
+        members.report(None, f"needs a grant: {' or '.join(oauth.GRANTS)}")
+    return members.choice("grant", oauth.GRANTS)
+
+
+def _authority(members: Members, private: bool) -> str:
+    given = _address(members, "authority", private)
+    if given is None:
+        return oauth.ENTRA
+    if not given.startswith("https://") or given.count("/") != 3 or not given.endswith("/"):
+        members.report("authority", "must be https:// and a host, such as that of a national cloud")
+    if members.data.get("tenant") is None:
+        members.report("authority", "belongs to a tenant")
+    return given.rstrip("/")
+
+
+def _assertion(members: Members) -> str | None:
+    if members.data.get("assertion") is None:
+        return None
+    return members.choice("assertion", ("workload_identity",))
+
+
+def _fits_grant(members: Members, client: OAuthClient) -> None:
+    """That it is said once where the tokens come from and how the client proves itself."""
+    if sum(place is not None for place in (client.token_url, client.issuer, client.tenant)) != 1:
+        members.report(None, "needs one of token_url, issuer and tenant")
+    if (client.client_secret is None) == (client.assertion is None):
+        members.report(None, "needs one of client_secret and assertion")
+    if (client.client_secret or "").startswith("oauth:"):
+        members.report("client_secret", "must be in another store than oauth:")
+    if client.tenant is not None and client.scope is None:
+        members.report(None, "needs a scope: Entra names what a token is for by it")
+    if client.grant == oauth.ON_BEHALF_OF:
+        if client.tenant is None:
+            members.report("grant", "on_behalf_of is Entra's: it needs a tenant")
+        if client.audience is not None or client.resource is not None:
+            members.report("grant", "on_behalf_of takes a scope, not an audience or resource")
 
 
 def _pin(members: Members) -> str:

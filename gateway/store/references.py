@@ -32,7 +32,7 @@ _FORMS = {
     "keyvault": re.compile(
         r"[A-Za-z](?:[A-Za-z0-9]|-(?!-)){1,22}[A-Za-z0-9]/[A-Za-z0-9-]{1,127}(?:#[0-9a-f]{32})?"
     ),
-    "oauth": re.compile(rf"[^\x00-\x20\x7f#]{{1,500}}(?:{_FIELD})?"),
+    "oauth": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"),
 }
 _PORTS = {"http": 80, "https": 443}
 

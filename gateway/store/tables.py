@@ -190,6 +190,16 @@ class BoundCredential(SQLModel, table=True):
     bound_at: datetime = _time()
 
 
+class OAuthClientRow(SQLModel, table=True):
+    """Who asks which token server for tokens: `settings` as `gateway.store.oauth` has them."""
+
+    __tablename__ = "oauth_clients"
+    name: str = Field(primary_key=True)
+    settings: dict[str, Any] = _json()
+    created_at: datetime = _time()
+    changed_at: datetime = _time()
+
+
 class PolicyVersion(SQLModel, table=True):
     """An immutable list of rules; exactly one version at most is active."""
 
@@ -379,6 +389,7 @@ class Exchange(SQLModel, table=True):
     final: bytes | None = _sealed(nullable=True)
     log: bytes | None = _sealed(nullable=True)
     shown: dict[str, dict[str, list[str]]] | None = _json(nullable=True)
+    user_token: bytes | None = _sealed(nullable=True)  # of whom the app acts for, until the end
     created_at: datetime = _time(index=True)
     finished_at: datetime | None = _time(nullable=True)
 

@@ -5,7 +5,8 @@ lives. Fails closed: what cannot be opened raises `Unavailable`, and nothing is 
 """
 
 from gateway.store.references import SecretRef
+from gateway.vault.oauth import Clients
 from gateway.vault.opening import Vault, open_vault
 from gateway.vault.secret import Purpose, Secret
 
-__all__ = ["Purpose", "Secret", "SecretRef", "Vault", "open_vault"]
+__all__ = ["Clients", "Purpose", "Secret", "SecretRef", "Vault", "open_vault"]

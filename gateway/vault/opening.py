@@ -16,6 +16,7 @@ from gateway.telemetry import Clock, log, vault_up
 from gateway.vault.environment import EnvironmentStore
 from gateway.vault.files import FileStore
 from gateway.vault.keyvault import keyvault_store
+from gateway.vault.oauth import Clients, OAuthStore
 from gateway.vault.openbao import openbao_store
 from gateway.vault.sealed import SealedStore
 from gateway.vault.secret import Purpose, Secret
@@ -24,6 +25,8 @@ from gateway.vault.store import Remote, Store
 
 _USUAL = Purpose()
 _PAUSE = 10.0
+#: The stores that take settings of their own.
+_SET_UP = frozenset({"vault"})
 
 
 class Vault:
@@ -41,9 +44,9 @@ class Vault:
         self._stores: dict[str, Store] = {**self._local, **self._remote}
 
     @property
-    def remote(self) -> tuple[str, ...]:
-        """The names of the stores on other machines."""
-        return tuple(self._remote)
+    def configured(self) -> tuple[str, ...]:
+        """The names of the stores that are there because somebody set them up."""
+        return tuple(name for name in self._remote if name in _SET_UP)
 
     async def open(self, ref: SecretRef, purpose: Purpose = _USUAL) -> Secret:
         """The secret behind `ref`; raises `Unavailable`, and nothing else, when there is none.
@@ -98,9 +101,22 @@ class Vault:
         for store in self._remote.values():
             await store.close()
 
-    def problem_with(self, ref: SecretRef) -> str | None:
-        """A sentence when no store of this installation could ever open `ref`, else None."""
-        return None if ref.store in self._stores else self._no_such(ref.store)
+    def issued(self, end_user: Secret | None = None) -> tuple[Secret, ...]:
+        """Tokens that were given to us and may be in use, or those for an end user: to be looked
+        for in answers.
+        """
+        store = self._stores.get("oauth")
+        return store.issued(end_user) if isinstance(store, OAuthStore) else ()
+
+    @property
+    def issues(self) -> int:
+        """How many such tokens there have been: it grows when `issued` has another one."""
+        store = self._stores.get("oauth")
+        return store.issues if isinstance(store, OAuthStore) else 0
+
+    def problem_with(self, store: str) -> str | None:
+        """A sentence when this installation has no such store, else None."""
+        return None if store in self._stores else self._no_such(store)
 
     async def _problem(self, name: str) -> str | None:
         try:
@@ -123,17 +139,22 @@ def open_vault(
     environment: Mapping[str, str],
     keep_out: Sequence[Path] = (),
     remote: Mapping[str, Remote] | None = None,
+    clients: Clients | None = None,
 ) -> Vault:
     """The vault of this process.
 
     `environment` is the process's environment; files below `keep_out` (the gateway's own keys and
-    data) are never opened as credentials. `remote` are the stores on other machines.
+    data) are never opened as credentials. `remote` are the stores on other machines, `clients`
+    those that obtain tokens.
     """
     local: dict[str, Store] = {
         "sealed": SealedStore(db, envelope),
         "env": EnvironmentStore(environment),
         "file": FileStore(keep_out),
     }
+    if clients is not None:
+        # Their own secrets are in the other stores: a token is never had by way of a token.
+        local["oauth"] = OAuthStore(Vault(local, remote).open, clients, environment)
     return Vault(local, remote)
 
 

@@ -44,7 +44,7 @@ class SealedStore:
             row = (await session.exec(newest)).first()
         if row is None:
             raise Unavailable(
-                f"No value has been stored for {ref}: run 'gatepass credentials set SERVER'.",
+                f"No value has been stored for {ref}: run '{_command(ref)}'.",
                 code="secret_missing",
             )
         data_key, sealed, version = row
@@ -57,7 +57,7 @@ class SealedStore:
             raise Unavailable(
                 f"The value of {ref} does not open: it was stored for another address of the "
                 "server, was altered, or the master key is another one. Store it again with "
-                "'gatepass credentials set SERVER'.",
+                f"'{_command(ref)}'.",
                 code="sealed_value_broken",
             ) from None
         return opened(str(ref), plain.decode(), str(version))
@@ -102,6 +102,11 @@ async def write(
 async def destroy(session: AsyncSession, ref: SecretRef) -> None:
     """Destroy every version of `ref` in the caller's transaction."""
     await session.exec(delete(SealedSecret).where(col(SealedSecret.name) == ref.stored_as))
+
+
+def _command(ref: SecretRef) -> str:
+    client = (ref.scope or "").startswith("oauth/")
+    return f"gatepass credentials {'set-client NAME' if client else 'set SERVER'}"
 
 
 def _bound(ref: SecretRef, version: int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from pydantic_core import CoreSchema, core_schema
+
 from gateway.errors import Refused, Unavailable
 
 MAX_LENGTH = 16_384
@@ -13,9 +15,9 @@ MAX_LENGTH = 16_384
 class Secret:
     """Holds one value; `reveal()` is the only way to it.
 
-    Text, format, JSON and pickle show `<secret NAME>` or refuse. Equality is identity, so that no
-    comparison leaks a prefix. `version` is what its store calls this value, None where a store
-    does not number them.
+    Text, format, models and logs show `<secret NAME>`; what would copy or pickle it, or knows no
+    such type, refuses. Equality is identity, so that no comparison leaks a prefix. `version` is
+    what its store calls this value, None where a store does not number them.
     """
 
     __slots__ = ("_name", "_value", "version")
@@ -36,6 +38,12 @@ class Secret:
 
     def __format__(self, _spec: str) -> str:
         return repr(self)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
+        """In a model it is taken as it is, and written as its name."""
+        named = core_schema.to_string_ser_schema()
+        return core_schema.is_instance_schema(cls, serialization=named)
 
     def __reduce_ex__(self, _protocol: Any) -> NoReturn:
         raise TypeError("a secret is not copied or pickled")

@@ -123,3 +123,41 @@ capabilities:
         path: signing.key
 {{- end }}
 {{- end -}}
+
+{{- /* How the gateway signs in to OpenBao or HashiCorp Vault. */}}
+{{- define "gatepass.vaultEnv" -}}
+{{- with .Values.vault }}
+{{- if .address }}
+- name: GATEPASS_VAULT_ADDR
+  value: {{ .address | quote }}
+- name: GATEPASS_VAULT_AUTH
+  value: {{ .auth }}
+{{- with .mount }}
+- name: GATEPASS_VAULT_MOUNT
+  value: {{ . | quote }}
+{{- end }}
+{{- with .namespace }}
+- name: GATEPASS_VAULT_NAMESPACE
+  value: {{ . | quote }}
+{{- end }}
+{{- if eq .auth "kubernetes" }}
+- name: GATEPASS_VAULT_ROLE
+  value: {{ .role | quote }}
+- name: GATEPASS_VAULT_JWT_FILE
+  value: /run/gatepass/vault/jwt
+{{- else if eq .auth "approle" }}
+- name: GATEPASS_VAULT_ROLE_ID
+  value: {{ .roleId | quote }}
+- name: GATEPASS_VAULT_SECRET_ID_FILE
+  value: /run/gatepass/vault/value
+{{- else }}
+- name: GATEPASS_VAULT_TOKEN_FILE
+  value: /run/gatepass/vault/value
+{{- end }}
+{{- if .caConfigMap }}
+- name: GATEPASS_VAULT_CA_FILE
+  value: /run/gatepass/vault/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}

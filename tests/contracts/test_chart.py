@@ -17,6 +17,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from gateway.config import load
+
 CHART = Path(__file__).parents[2] / "helm"
 OLDEST, NEWEST = "1.25.0", kubernetes_validate.latest_version()
 
@@ -51,7 +53,31 @@ INGRESS: dict[str, Any] = {
     "persistence": {"storageClass": "fast", "size": "20Gi"},
 }
 REPLICAS: dict[str, Any] = {**POSTGRES, "replicaCount": 3}
-CASES = {"default": {}, "postgresql": POSTGRES, "replicas": REPLICAS, "ingress": INGRESS}
+VAULT: dict[str, Any] = {
+    "vault": {
+        "address": "https://vault.example:8200",
+        "role": "gatepass",
+        "audience": "vault",
+        "namespace": "team",
+        "caConfigMap": "vault-ca",
+    },
+    "credentialFiles": ["crm.token", "wiki"],
+    "podLabels": {"azure.workload.identity/use": "true"},
+}
+APPROLE: dict[str, Any] = {
+    "vault": {
+        "address": "https://vault.example:8200",
+        "auth": "approle",
+        "roleId": "gatepass",
+        "existingSecret": "vault-secret-id",
+        "mount": "teams/approle",
+    }
+}
+TOKEN: dict[str, Any] = {
+    "vault": {"address": "https://vault.example", "auth": "token", "existingSecret": "token"}
+}
+CASES = {"default": {}, "postgresql": POSTGRES, "replicas": REPLICAS, "ingress": INGRESS,
+         "vault": VAULT, "approle": APPROLE, "token": TOKEN}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +129,35 @@ def test_strict_validation_would_see_a_misspelt_member(chart: helm_python.Chart)
         kubernetes_validate.validate(deployment, NEWEST, strict=True)
 
 
+def test_a_vault_is_signed_in_to_with_what_is_mounted(chart: helm_python.Chart) -> None:
+    for values, variable, file in (
+        (VAULT, "GATEPASS_VAULT_JWT_FILE", "jwt"),
+        (APPROLE, "GATEPASS_VAULT_SECRET_ID_FILE", "value"),
+        (TOKEN, "GATEPASS_VAULT_TOKEN_FILE", "value"),
+    ):
+        objects = by_kind([item for item in render(chart, values) if item["kind"] != "ConfigMap"])
+        pod = objects["Deployment"]["spec"]["template"]["spec"]
+        (gateway,) = pod["containers"]
+        env = {entry["name"]: entry["value"] for entry in gateway["env"]}
+        assert env[variable] == f"/run/gatepass/vault/{file}"
+        environ = {name: value for name, value in env.items() if name.startswith("GATEPASS_VAULT_")}
+        assert load(environ).vault_auth == values["vault"].get("auth", "kubernetes")
+        (volume,) = [one for one in pod["volumes"] if one["name"] == "vault"]
+        source = volume["projected"]["sources"][0]
+        paths = [item["path"] for kind in source.values() for item in kind.get("items", [kind])]
+        assert paths == [file]
+        ports = [rule["port"] for rule in objects["NetworkPolicy"]["spec"]["egress"][1]["ports"]]
+        assert 8200 in ports
+    mounts = {mount["mountPath"] for mount in _gateway(render(chart, VAULT))["volumeMounts"]}
+    assert {"/run/credentials/crm.token", "/run/credentials/wiki"} <= mounts
+
+
+def _gateway(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (pod,) = [item for item in objects if item["kind"] == "Deployment"]
+    (found,) = pod["spec"]["template"]["spec"]["containers"]
+    return found
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_pods_are_hardened(chart: helm_python.Chart, name: str) -> None:
     for pod in pods([item for item in render(chart, CASES[name]) if "spec" in item]):
@@ -129,7 +184,9 @@ def test_no_secret_value_is_in_the_chart(chart: helm_python.Chart, name: str) ->
     assert "Secret" not in {item["kind"] for item in objects}
     for pod in pods([item for item in objects if "spec" in item]):
         for entry in (entry for container in containers(pod) for entry in container["env"]):
-            if re.search(r"DATABASE_URL|API_KEY$|_SECRET|_TOKEN", entry["name"]):
+            if entry["name"].endswith("_FILE"):
+                assert entry["value"].startswith(("/run/gatepass/", "/data/"))
+            elif re.search(r"DATABASE_URL|API_KEY$|_SECRET|_TOKEN", entry["name"]):
                 assert "secretKeyRef" in entry["valueFrom"], entry["name"]
 
 
@@ -297,6 +354,12 @@ def test_network_policy_opens_only_what_is_named(chart: helm_python.Chart) -> No
         pytest.param({"database": {"url": "postgresql://u:p@h/d"}}, id="secret as a value"),
         pytest.param({"upstream": {"apiKey": "abc"}}, id="key as a value"),
         pytest.param({"settings": {"GATEPASS_UPSTREAM_API_KEY": "abc"}}, id="key as a setting"),
+        pytest.param({"settings": {"GATEPASS_VAULT_TOKEN": "abc"}}, id="token as a setting"),
+        pytest.param({"vault": {"address": "https://v.example"}}, id="vault without a role"),
+        pytest.param({"vault": {"address": "http://v.example", "role": "r"}}, id="plain vault"),
+        pytest.param(
+            {"vault": {"address": "https://v.example", "auth": "token"}}, id="vault without a token"
+        ),
         pytest.param({"settings": {"LOG_LEVEL": "debug"}}, id="setting without the prefix"),
         pytest.param({"settings": {"GATEPASS_LISTEN": "0.0.0.0:1"}}, id="setting the chart owns"),
         pytest.param({"settings": {"GATEPASS_MAX_BODY_BYTES": 33554432}}, id="number unquoted"),

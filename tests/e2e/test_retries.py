@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from gateway.approvals.lease import Lease
-from gateway.proxy import azure
+from gateway.proxy import retrying
 from gateway.store.tables import ResponseId
 from tests.support.attempts import RESPONSES, add_app, error_of
 from tests.support.demo import TRANSFER
@@ -231,7 +231,7 @@ async def test_P_12_a_follow_up_waits_for_a_parent_that_azure_has_just_streamed(
 
 async def test_a_parent_that_never_becomes_visible_is_done_without(tmp_path: Path, monkeypatch):
     """Azure has refused the round unread each time, so that sending it whole is no repetition."""
-    monkeypatch.setattr(azure, "PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(retrying, "PAUSES", (0.05, 0.05))
     async with AsyncExitStack() as stack:
         gateway = await open_gateway(stack, tmp_path, world={"propagation_delay": 3600})
         asking = asyncio.ensure_future(gateway.ask(TRANSFER, stream=True))
@@ -439,7 +439,7 @@ async def test_C_15_what_was_claimed_before_a_lapse_of_the_lease_is_not_sent(
     (request,) = await gateway.pending()
     sent = len(await posted(gateway))
     monkeypatch.setattr(Lease, "holds", lambda *_: False)
-    monkeypatch.setattr(azure, "PAUSES", (0.01,) * len(azure.PAUSES))
+    monkeypatch.setattr(retrying, "PAUSES", (0.01,) * len(retrying.PAUSES))
     await gateway.decide()
     answer = await asking.task
     assert answer.json()["error"]["code"] in {"unavailable", "server_error"}

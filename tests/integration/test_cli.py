@@ -565,8 +565,25 @@ def test_doctor_asks_the_upstream_and_opens_credentials(host: Host, tmp_path: Pa
     states = json.loads(host.run("doctor", "--json", **env).stdout)
     wiki = [(f["part"], f["state"]) for f in states if f["part"].startswith("server")]
     assert wiki == [("server wiki: credential", "failed"), ("server wiki", "warning")]
+    stores = [(f["part"], f["state"]) for f in states if f["part"].startswith("secret store")]
+    assert stores == [("secret store env", "failed")]
     states = json.loads(host.run("doctor", "--json", WIKI_TOKEN="x", **env).stdout)
     assert ("server wiki: credential", "ok") in [(f["part"], f["state"]) for f in states]
+    (store,) = [f for f in states if f["part"] == "secret store env"]
+    assert store["detail"] == "answers; 1 of 1 credentials can be opened"
+
+
+def test_doctor_asks_the_vault_that_is_set_up_and_says_what_to_do(host: Host) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    env = {"GATEPASS_VAULT_ADDR": url, "GATEPASS_VAULT_TOKEN": CANARY}
+    result = host.run("doctor", "--json", **env)
+    (store,) = [f for f in json.loads(result.stdout) if f["part"] == "secret store vault"]
+    assert store["state"] == "failed"
+    assert store["detail"] == f"The vault at {url} cannot be reached (ConnectError)."
+    assert CANARY not in result.output
+    result = host.run("doctor", GATEPASS_VAULT_TOKEN=CANARY)
+    assert "GATEPASS_VAULT_ADDR is missing, which GATEPASS_VAULT_TOKEN need" in result.output
 
 
 # --- what is remembered, and who stands in --------------------------------------------------
@@ -606,3 +623,34 @@ def test_a_review_is_taken_back_on_the_host(host: Host) -> None:
     result = host.run("requests", "withdraw", approval_id, "--as", "ann@example.org")
     assert result.exit_code == 1
     assert "no review" in result.output
+
+
+# --- OAuth clients ----------------------------------------------------------------------------
+
+CLIENTS = """
+oauth_clients:
+  - name: crm
+    grant: token_exchange
+    token_url: https://login.example/token
+    client_id: gatepass
+    client_secret: {from: "sealed:crm"}
+servers:
+  - label: crm
+    url: https://mcp.crm.example/mcp
+    credential: {from: "oauth:crm", scheme: Bearer}
+"""
+
+
+def test_the_secret_of_a_client_comes_from_stdin_and_stays_secret(
+    host: Host, tmp_path: Path
+) -> None:
+    file = tmp_path / "clients.yaml"
+    file.write_text(CLIENTS)
+    printed = host.ok("apply", str(file))
+    printed += host.ok("credentials", "set-client", "crm", stdin=CANARY + "\n")
+    assert "The OAuth client crm now uses sealed:crm" in printed
+    assert CANARY not in printed
+    assert host.run("credentials", "set-client", "none", stdin="x").exit_code == 1
+    assert not host.json("apply", str(file))["changes"]
+    states = {f["part"]: f["state"] for f in json.loads(host.run("doctor", "--json").stdout)}
+    assert states["server crm: credential"] == "warning"  # there is no end user here

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlmodel import select
 
+from gateway.config import Settings
 from gateway.errors import Refused, Unavailable
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.references import SecretRef
 from gateway.store.tables import SealedSecret
-from gateway.vault import Vault, open_vault, sealed
+from gateway.telemetry import utc_now
+from gateway.vault import Secret, Vault, open_vault, opening, sealed
+from gateway.vault.opening import remote_stores
 from tests.support.clock import FakeClock
 from tests.support.credentials import bound
 
@@ -184,6 +190,46 @@ async def test_files_are_read_anew_when_they_change(
         await opener.open(ref)
 
 
+async def test_files_are_followed_when_an_orchestrator_swaps_their_folder(
+    sqlite: Database, envelope: Envelope, tmp_path: Path
+) -> None:
+    """As Kubernetes mounts a secret: token → ..data/token, ..data → ..2026_11_27."""
+
+    def publish(name: str, value: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "token").write_text(value)
+        os.utime(tmp_path / name / "token", (1, 1))
+        (tmp_path / "..tmp").symlink_to(name)
+        (tmp_path / "..tmp").replace(tmp_path / "..data")
+
+    publish("..1", "first!\n")
+    (tmp_path / "token").symlink_to("..data/token")
+    ref, opener = SecretRef.parse(f"file:{tmp_path}/token"), vault(sqlite, envelope)
+    assert (await opener.open(ref)).reveal() == "first!"
+    publish("..2", "second\n")
+    shutil.rmtree(tmp_path / "..1")
+    found = await opener.open(ref)
+    assert (found.reveal(), found.version) == ("second", "1970-01-01T00:00:01.000Z")
+
+
+async def test_a_file_that_is_swapped_while_it_is_looked_up_is_found(
+    sqlite: Database, envelope: Envelope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, resolve, gone = tmp_path / "token", Path.resolve, []
+    file.write_text(VALUE)
+
+    def late(self: Path, strict: bool = False) -> Path:
+        if self == file and not gone:
+            gone.append(self)
+            return tmp_path / "..1" / "token"  # its folder is removed a moment later
+        return resolve(self, strict)
+
+    monkeypatch.setattr(Path, "resolve", late)
+    opener = vault(sqlite, envelope)
+    assert (await opener.open(SecretRef.parse(f"file:{file}"))).reveal() == VALUE
+    assert gone
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -217,18 +263,65 @@ async def test_the_gateways_own_files_are_no_credentials(
             await opener.open(bound(f"file:{path}"))
 
 
-@pytest.mark.parametrize("text", ["vault:kv/mcp/crm#token", "keyvault:corp/crm", "oauth:crm"])
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("vault:kv/mcp/crm#token", "'vault:' is not set up here: set GATEPASS_VAULT_ADDR."),
+        ("oauth:crm", "'oauth:' is not part of this version; this installation opens sealed:, "
+         "env:, file:, keyvault:."),
+    ],
+)  # fmt: skip
 async def test_other_stores_are_refused_and_say_what_there_is(
-    sqlite: Database, envelope: Envelope, text: str
+    sqlite: Database, envelope: Envelope, text: str, sentence: str
 ) -> None:
-    opener = vault(sqlite, envelope)
+    opener = open_vault(sqlite, envelope, {}, (), remote_stores(Settings(), utc_now))
     ref = bound(text)
     with pytest.raises(Unavailable) as caught:
         await opener.open(ref)
-    sentence = f"The secret store '{ref.store}:' is not part of this version; this installation "
-    assert caught.value.message == sentence + "opens sealed:, env:, file:."
-    assert opener.problem_with(ref) == caught.value.message
-    assert opener.problem_with(HERE) is None
+    assert caught.value.message == f"The secret store {sentence}"
+    assert opener.problem_with(ref.store) == caught.value.message
+    assert opener.problem_with("sealed") is None
+    await opener.close()
+
+
+class Silent:
+    """A store elsewhere that does not answer."""
+
+    async def open(self, ref: SecretRef, purpose: object) -> Secret:
+        raise Unavailable("It is sealed.", code="vault_sealed")
+
+    async def ping(self) -> None:
+        raise Unavailable("It is sealed.", code="vault_sealed")
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+async def test_readiness_does_not_depend_on_a_vault_elsewhere(
+    sqlite: Database, envelope: Envelope
+) -> None:
+    opener = open_vault(sqlite, envelope, {}, (), {"vault": Silent()})
+    await opener.ping()
+    with pytest.raises(Unavailable, match="It is sealed"):
+        await opener.ping("vault")
+
+
+async def test_the_state_of_a_vault_elsewhere_is_a_metric_and_told_when_it_changes(
+    sqlite: Database, envelope: Envelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(opening.log, "warning", lambda event, **fields: told.append(fields))
+    opener = open_vault(sqlite, envelope, {}, (), {"vault": Silent()})
+    monkeypatch.setattr(opening, "_PAUSE", 0)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(opener.run())
+        while not told:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running.cancel()
+    assert told == [{"store": "vault", "problem": "It is sealed."}]
+    assert REGISTRY.get_sample_value("gatepass_vault_up", {"store": "vault"}) == 0
 
 
 async def test_an_unknown_store_is_refused(sqlite: Database, envelope: Envelope) -> None:

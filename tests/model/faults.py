@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tests.support.mutation import Mutation
 
-DRIVER = "gateway.proxy.driver:Driver"
+CLAIMING = "gateway.proxy.claiming:Claiming.attempt"
 RELEASE = "gateway.approvals.release"
 EXCHANGES = "gateway.approvals.exchanges"
 DECISIONS = "gateway.approvals.decisions"
@@ -47,7 +47,7 @@ FAULTS = (
     ),
     fault(
         "a round is never claimed",
-        (f"{DRIVER}._claim", "if not released and not denied:", "if True:"),
+        (CLAIMING, "if not turn.releases and not turn.denials:", "if True:"),
     ),
     fault(
         "whoever sends does not wait for the signed head",

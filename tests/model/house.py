@@ -175,7 +175,7 @@ class Azure:
     def __init__(self, house: House) -> None:
         self._house = house
 
-    async def prepare(self, turn: Forward, *, fresh: bool) -> Prepared:
+    async def prepare(self, turn: Forward, *, fresh: bool, user: object = None) -> Prepared:
         return Prepared(turn, b"", Scrubber([]))
 
     async def round(

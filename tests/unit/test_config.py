@@ -79,3 +79,56 @@ def test_what_is_no_duration_is_refused(text: str):
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Settings().listen = "x"
+
+
+TOKEN, APPROLE, KUBERNETES = {"VAULT_TOKEN": "x"}, {"VAULT_AUTH": "approle"}, {
+    "VAULT_AUTH": "kubernetes"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "settings"),
+    [
+        ("https://vault.example:8200", {"VAULT_TOKEN": "x"}),
+        ("http://127.0.0.1:8200/", {"VAULT_TOKEN_FILE": "/run/token"}),
+        ("http://localhost:8200", {**APPROLE, "VAULT_ROLE_ID": "r", "VAULT_SECRET_ID_FILE": "/s"}),
+        ("https://vault.example", {**KUBERNETES, "VAULT_ROLE": "gatepass", "VAULT_MOUNT": "k8s"}),
+    ],
+)
+def test_a_vault_that_can_be_signed_in_to(address: str, settings: dict[str, str]):
+    environ = {"VAULT_ADDR": address, **settings}
+    assert (
+        load({f"GATEPASS_{name}": value for name, value in environ.items()}).vault_addr == address
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (TOKEN, "GATEPASS_VAULT_ADDR is missing, which GATEPASS_VAULT_TOKEN need"),
+        ({"VAULT_ADDR": "http://vault.example", **TOKEN}, "must start with https://"),
+        ({"VAULT_ADDR": "vault.example", **TOKEN}, "must start with https://"),
+        ({"VAULT_ADDR": "https://v.example/v1", **TOKEN}, "nothing but scheme, host and port"),
+        ({"VAULT_ADDR": "https://u@v.example", **TOKEN}, "nothing but scheme, host and port"),
+        ({"VAULT_ADDR": "https://v.example"},
+         "set GATEPASS_VAULT_TOKEN or GATEPASS_VAULT_TOKEN_FILE"),
+        ({"VAULT_ADDR": "https://v.example", **TOKEN, "VAULT_TOKEN_FILE": "/t"},
+         "set GATEPASS_VAULT_TOKEN or GATEPASS_VAULT_TOKEN_FILE"),
+        ({"VAULT_ADDR": "https://v.example", **TOKEN, "VAULT_ROLE": "r"},
+         "GATEPASS_VAULT_ROLE: of no use with GATEPASS_VAULT_AUTH=token"),
+        ({"VAULT_ADDR": "https://v.example", **APPROLE}, "set GATEPASS_VAULT_ROLE_ID"),
+        ({"VAULT_ADDR": "https://v.example", **APPROLE, "VAULT_ROLE_ID": "r"},
+         "set GATEPASS_VAULT_SECRET_ID or GATEPASS_VAULT_SECRET_ID_FILE"),
+        ({"VAULT_ADDR": "https://v.example", **KUBERNETES}, "set GATEPASS_VAULT_ROLE"),
+        ({"VAULT_ADDR": "https://v.example", "VAULT_AUTH": "ldap"}, "GATEPASS_VAULT_AUTH"),
+    ],
+)  # fmt: skip
+def test_a_vault_that_nobody_could_sign_in_to_stops_the_start(
+    settings: dict[str, str], sentence: str
+):
+    assert sentence in problem(**settings)
+
+
+def test_a_token_for_the_vault_prints_nowhere():
+    given = {"GATEPASS_VAULT_ADDR": "https://v.example", "GATEPASS_VAULT_TOKEN": "canary"}
+    assert "canary" not in repr(load(given))

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import pickle
+import pprint
 import traceback
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import orjson
 import pytest
+import rich.console
+import rich.traceback
+import structlog
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from gateway.errors import Refused, Unavailable
+from gateway.proxy.injection import Outgoing
 from gateway.vault import Secret
 from gateway.vault.secret import check_value, opened
 
@@ -51,6 +62,101 @@ def test_serialisers_refuse_it(secret: Secret) -> None:
         with pytest.raises(TypeError) as caught:
             serialise({"a": secret} if serialise is not copy.copy else secret)
         assert "canary" not in str(caught.value)
+
+
+def test_serialisers_that_ask_for_a_text_get_its_name(secret: Secret) -> None:
+    for text in (
+        json.dumps({"a": secret}, default=str),
+        orjson.dumps({"a": secret}, default=str).decode(),
+        yaml.dump({"a": str(secret)}),
+    ):
+        assert "<secret env:WIKI_TOKEN>" in text
+        assert "canary" not in text
+
+
+def test_models_write_its_name(secret: Secret) -> None:
+    class Model(BaseModel):
+        token: Secret
+        anything: Any = None
+
+    model = Model(token=secret)
+    assert model.token is secret
+    for text in (repr(model), str(model), model.model_dump_json(), repr(model.model_dump())):
+        assert "<secret env:WIKI_TOKEN>" in text
+        assert "canary" not in text
+    with pytest.raises(ValidationError) as caught:
+        Model(token=VALUE)
+    assert caught.value.error_count() == 1
+    loose = Model(token=secret, anything=secret)
+    assert "canary" not in repr(loose)
+    with pytest.raises(PydanticSerializationError) as refused:
+        loose.model_dump_json()
+    assert "canary" not in str(refused.value)
+
+
+def test_what_holds_it_prints_its_name(secret: Secret) -> None:
+    @dataclass(frozen=True)
+    class Holder:
+        token: Secret
+
+    holder = Holder(secret)
+    shown = [
+        repr(holder),
+        str(vars(holder)),
+        pprint.pformat(holder),
+        rich_text(holder),
+    ]
+    for text in shown:
+        assert "<secret env:WIKI_TOKEN>" in text
+        assert "canary" not in text
+    with pytest.raises(TypeError):
+        asdict(holder)
+    with pytest.raises(TypeError):
+        vars(secret)
+
+
+def test_structured_logs_show_its_name(secret: Secret) -> None:
+    render = structlog.processors.JSONRenderer()
+    text = render(None, "info", {"event": "opened", "secret": secret, "more": {"a": [secret]}})
+    assert "canary" not in str(text)
+    assert str(text).count("<secret env:WIKI_TOKEN>") == 2
+
+
+def rich_text(*things: Any) -> str:
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    console.print(*things)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_traceback_of_rich_with_local_variables_does_not_show_it(secret: Secret) -> None:
+    def fails(token: Secret) -> None:
+        held = [token, {"header": token}]
+        raise ValueError(len(held))
+
+    try:
+        fails(secret)
+    except ValueError as error:
+        trace = rich.traceback.Traceback.from_exception(
+            type(error), error, error.__traceback__, show_locals=True
+        )
+    text = rich_text(trace)
+    assert "<secret env:WIKI_TOKEN>" in text
+    # The line of the code above is in it; the value is not.
+    assert VALUE not in text
+
+
+def test_a_body_with_secrets_in_it_prints_as_its_length() -> None:
+    def fails(raw: bytes) -> None:
+        raise ValueError(len(raw))
+
+    body = Outgoing(VALUE.encode())
+    assert [repr(body), str(body), f"{body}", f"{body!r}"] == ["<16 bytes>"] * 4
+    assert bytes(body) == VALUE.encode()
+    try:
+        fails(body)
+    except ValueError as error:
+        report = traceback.TracebackException.from_exception(error, capture_locals=True)
+    assert VALUE not in "".join(report.format())
 
 
 def test_equality_tells_nothing(secret: Secret) -> None:
