@@ -42,12 +42,12 @@ class Blocked(httpx2.RequestError):
 
 
 class Redirected(httpx2.RequestError):
-    """The server pointed elsewhere; `location` is what it said, cut short. It was not followed."""
+    """The server pointed elsewhere; `location` is what it said. It was not followed."""
 
     def __init__(self, status: int, location: str, request: httpx2.Request) -> None:
         super().__init__("The server redirects, which is not followed.", request=request)
         self.status = status
-        self.location = location[:200]
+        self.location = location
 
 
 class TooLarge(httpx2.RequestError):
