@@ -35,6 +35,8 @@ from gateway.errors import Refused
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 _MOST_CONNECTIONS = 10
 _KEPT_SECONDS = 30.0
+#: All addresses of a name are checked; so many are connected to in turn.
+_MOST_TRIED = 4
 
 
 class Blocked(httpx2.RequestError):
@@ -169,10 +171,13 @@ class _Pinned(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         """A stream to the first of the host's addresses that answers."""
         failure: Exception = httpcore2.ConnectError(f"{host} has no address")
-        for address in await self._addresses(host, port):
+        tried = (await self._addresses(host, port))[:_MOST_TRIED]
+        # One that swallows everything leaves time for the next.
+        each = timeout / len(tried) if timeout and tried else timeout
+        for address in tried:
             try:
                 return await self._plain.connect_tcp(
-                    address, port, timeout, local_address, socket_options
+                    address, port, each, local_address, socket_options
                 )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error

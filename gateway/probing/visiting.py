@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -70,9 +70,8 @@ class _Notes:
         """A stranger's text as it may be shown: first without secrets, then cut."""
         if value is None:
             return None
-        return self.way.scrubber.clean(value.encode(errors="replace")).decode(errors="replace")[
-            :most
-        ]
+        clean = self.way.scrubber.clean(value.encode(errors="replace"))
+        return clean.decode(errors="replace")[:most]
 
     def shown(self, value: str) -> str:
         """A stranger's text as part of a sentence."""
@@ -92,13 +91,15 @@ class _Notes:
 
     def visit(self, outcome: str, sentence: str) -> Visit:
         """The visit as far as it went."""
-        took = {**self.witness.seconds, **self.seconds}
+        took, tls = {**self.witness.seconds, **self.seconds}, self.witness.tls
+        if tls is not None:
+            tls = replace(tls, subject=self.shown(tls.subject), issuer=self.shown(tls.issuer))
         return Visit(
             outcome=outcome,
             sentence=sentence,
             transport=self.transport,
             address=self.witness.address,
-            tls=self.witness.tls,
+            tls=tls,
             server=self.server,
             tools=tuple(self.tools),
             complete=self.complete,

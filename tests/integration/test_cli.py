@@ -367,6 +367,7 @@ def test_servers_are_probed_on_the_host(host: Host, bank: str) -> None:
     assert (stranger.exit_code, "wants a credential" in stranger.stdout) == (1, True)
     assert host.run("servers", "probe", bank).exit_code == 1
     assert host.run("servers", "probe", "nobody").exit_code == 1
+    host.ok("audit", "verify")
     states = json.loads(host.run("doctor", "--json", BANK_TOKEN=CANARY).stdout)
     assert ("server bank", "warning") in [(f["part"], f["state"]) for f in states]
     states = json.loads(host.run("doctor", "--json", BANK_TOKEN="wrong-token").stdout)

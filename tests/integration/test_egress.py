@@ -214,6 +214,28 @@ async def test_what_is_not_allowed_looks_the_same_whether_a_port_is_open_or_clos
     assert said_things[0] == said_things[1]
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["https://[2606:4700::1111]/", "https://пример.рф/x?y=1", "https://BÜCHER.example:8443/a%20b"],
+)
+async def test_every_way_to_write_an_address_is_read_alike(url: str) -> None:
+    # Refused for where it leads, not for how it is written.
+    bounds, names = within(["10.0.0.1"], allow_private_network=False)
+    async with open_client(bounds) as client:
+        with pytest.raises(Blocked, match="leads to"):
+            await client.get(url)
+    assert len(names.asked) == 1
+
+
+async def test_a_name_of_very_many_addresses_is_no_scanner() -> None:
+    async with speaking(lambda _: http(), host="127.0.0.9") as said:
+        bounds, _ = within([f"127.0.0.{number}" for number in range(2, 10)])
+        async with open_client(bounds) as client:
+            with pytest.raises(httpx2.ConnectError):
+                await client.get(f"http://{NAME}:{said.port}/")
+    assert said.connections == 0
+
+
 # --- names and certificates -----------------------------------------------------------------
 
 

@@ -330,7 +330,8 @@ def _reflect(how: str, request: bytes) -> bytes:
             body = {"jsonrpc": "2.0", "id": None, "error": error}
             return http(json.dumps(body).encode(), "400 x", content_type="application/json")
         case _:
-            body = {"jsonrpc": "2.0", "id": 1, "result": {"you sent": text}}
+            asked = json.loads(request.partition(b"\r\n\r\n")[2])
+            body = {"jsonrpc": "2.0", "id": asked.get("id"), "result": {"you sent": text}}
             return http(json.dumps(body).encode(), content_type="application/json")
 
 
