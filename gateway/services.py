@@ -42,4 +42,4 @@ class Services:
     @property
     def prober(self) -> Prober:
         """What asks servers, for real, what they are like."""
-        return Prober(self.ledger, self.vault, self.clock, self.probes)
+        return Prober(self.ledger, self.directory, self.vault, self.clock, self.probes)

@@ -18,11 +18,10 @@ from gateway.egress import addresses
 from gateway.egress.client import Bounds
 from gateway.errors import Conflict, GatepassError, NotFound, Refused, Unavailable
 from gateway.probing.report import Report, Visit, Warn, Without
-from gateway.registry import servers, tools
-from gateway.registry.settings import ServerSettings
+from gateway.registry import tools
+from gateway.registry.directory import CredentialBinding, Directory, ServerView
 from gateway.scrubbing import Scrubber
 from gateway.store.ids import new_id
-from gateway.store.references import SecretRef
 from gateway.telemetry import Clock
 from gateway.vault import Vault
 
@@ -57,29 +56,23 @@ class Turns:
             self._running.remove(url)
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    settings: ServerSettings
-    id: str | None = None
-    ref: SecretRef | None = None
-
-
 @dataclass(frozen=True)
 class Prober:
     """Probes with the collaborators of one process."""
 
     ledger: Ledger
+    directory: Directory
     vault: Vault
     clock: Clock
     turns: Turns
 
     async def server(self, label: str, actor: Actor) -> Report:
         """Probe a registered server, note it, and offer what it lists to the pins."""
-        target = await self._registered(label)
-        report = await self._probe(target)
-        if target.id is not None and report.answered:
-            report = await self._offered(target.id, report)
-        await self._record(target, report, actor)
+        server = await self._registered(label)
+        report = await self._probe(server)
+        if report.answered:
+            report = await self._offered(server.id, report)
+        await self._record(server, report, actor)
         return report
 
     async def address(self, url: str, actor: Actor, *, allow_private_network: bool) -> Report:
@@ -88,66 +81,67 @@ class Prober:
         Raises `Refused` for one that could not be registered either.
         """
         checked = addresses.check(url, allow_private_network=allow_private_network)
-        settings = ServerSettings("", checked.url, allow_private_network=allow_private_network)
-        target = _Target(settings)
-        report = await self._probe(target)
-        await self._record(target, report, actor)
+        stranger = ServerView("", "", checked.url, allow_private_network=allow_private_network)
+        report = await self._probe(stranger)
+        await self._record(stranger, report, actor)
         return report
 
     async def look(self, label: str) -> Report:
         """Probe a registered server and change nothing by it."""
         return await self._probe(await self._registered(label))
 
-    async def _registered(self, label: str) -> _Target:
-        async with self.ledger.db.reading() as session:
-            row = await servers.find(session, label)
-            if row is None:
-                raise NotFound(f"No server has the label {label!r}.", code="server_unknown")
-            ref = servers.scoped(row) if row.credential else None
-            return _Target(servers.settings_of(row), row.id, ref)
+    async def _registered(self, label: str) -> ServerView:
+        """The server as the sender knows it, with what may be sent to it."""
+        await self.directory.refresh()
+        server = self.directory.view.servers_by_label.get(label)
+        if server is None:
+            raise NotFound(f"No server has the label {label!r}.", code="server_unknown")
+        return server
 
-    async def _probe(self, target: _Target) -> Report:
-        settings = target.settings
-        with self.turns.turn(settings.url):
-            if target.ref is None:
-                visit, without = await self._visit(settings), None
+    async def _probe(self, server: ServerView) -> Report:
+        credential = server.credential
+        with self.turns.turn(server.url):
+            if credential is None:
+                visit, without = await self._visit(server), None
             else:
-                visit, without = await self._both(settings, target.ref)
+                visit, without = await self._both(server, credential)
         report = Report(
-            url=settings.url,
-            label=settings.label or None,
-            credential=None if target.ref is None else str(target.ref),
+            url=server.url,
+            label=server.label or None,
+            credential=None if credential is None else str(credential.ref),
             visit=visit,
             without_credential=without,
         )
         return replace(report, warnings=_warnings(report, self.clock()))
 
-    async def _both(self, settings: ServerSettings, ref: SecretRef) -> tuple[Visit, Without]:
+    async def _both(
+        self, server: ServerView, credential: CredentialBinding
+    ) -> tuple[Visit, Without]:
         try:
-            value = (await self.vault.open(ref)).reveal()
+            value = (await self.vault.open(credential.ref)).reveal()
         except Unavailable as error:
-            stranger = await self._visit(settings)
+            stranger = await self._visit(server)
             broken = replace(stranger, outcome="credential_unavailable", sentence=error.message)
             return broken, Without(stranger.outcome, stranger.sentence)
-        name, text = _header(settings, value)
+        name, text = _header(server.inject, credential, value)
         scrubber = Scrubber([text, value])
-        visit = await self._visit(settings, {name: text}, scrubber)
+        visit = await self._visit(server, {name: text}, scrubber)
         nobody = visit.outcome in _NOBODY
-        stranger = visit if nobody else await self._visit(settings, scrubber=scrubber)
+        stranger = visit if nobody else await self._visit(server, scrubber=scrubber)
         return visit, Without(stranger.outcome, stranger.sentence)
 
     async def _visit(
         self,
-        settings: ServerSettings,
+        server: ServerView,
         headers: dict[str, str] | None = None,
         scrubber: Scrubber | None = None,
     ) -> Visit:
         # The MCP client takes long to import, and few processes ever probe.
         from gateway.probing.visiting import Way, visit
 
-        allow = settings.allow_private_network
+        allow = server.allow_private_network
         bounds = replace(self.turns.bounds, allow_private_network=allow)
-        return await visit(Way(settings.url, bounds, headers or {}, scrubber or Scrubber([])))
+        return await visit(Way(server.url, bounds, headers or {}, scrubber or Scrubber([])))
 
     async def _offered(self, server_id: str, report: Report) -> Report:
         if not report.visit.complete:
@@ -161,7 +155,7 @@ class Prober:
         changed = tuple(name for name, state in states.items() if state.changed)
         return replace(report, changed_tools=changed)
 
-    async def _record(self, target: _Target, report: Report, actor: Actor) -> None:
+    async def _record(self, server: ServerView, report: Report, actor: Actor) -> None:
         visit, now = report.visit, self.clock()
         took = visit.milliseconds
         fields: dict[str, JSONValue] = {
@@ -170,9 +164,7 @@ class Prober:
             "listed": len(visit.tools),
             "milliseconds": (took.initialize or 0) + (took.list_tools or 0),
         }
-        subject = (
-            {} if target.id is None else {"server": report.label or "", "server_id": target.id}
-        )
+        subject = {"server": server.label, "server_id": server.id} if server.id else {}
         async with self.ledger.transaction() as tx:
             key = new_id("prb", now)
             tx.record(
@@ -181,10 +173,9 @@ class Prober:
         await tx.sealed()
 
 
-def _header(settings: ServerSettings, value: str) -> tuple[str, str]:
+def _header(inject: str, credential: CredentialBinding, value: str) -> tuple[str, str]:
     """Which header carries the credential, and what stands in it, as Azure would send it."""
-    credential = settings.credential
-    if credential is None or settings.inject == "authorization":
+    if inject == "authorization":
         return "Authorization", f"Bearer {value}"
     return credential.header, f"{credential.scheme} {value}" if credential.scheme else value
 

@@ -23,7 +23,9 @@ from gateway.errors import Conflict, GatepassError, NotFound, Refused
 from gateway.probing.probes import Prober, Turns
 from gateway.probing.report import Report
 from gateway.registry import servers, tools
+from gateway.registry.changes import By
 from gateway.registry.definitions import canonical
+from gateway.registry.directory import Directory
 from gateway.registry.settings import CredentialSettings, ServerSettings
 from gateway.registry.tools import digest_definition
 from gateway.store.database import Database
@@ -57,7 +59,7 @@ class House:
         self.ledger: Ledger = make_ledger(db, clock)
         vault = open_vault(db, Envelope(bytes(32)), {"BANK_TOKEN": TOKEN})
         limits = Bounds(**{"seconds": 20.0, "most": 4 * 1024 * 1024, **bounds})
-        self.prober = Prober(self.ledger, vault, clock, Turns(limits))
+        self.prober = Prober(self.ledger, Directory(db), vault, clock, Turns(limits))
 
     async def register(self, url: str, **changes: Any) -> str:
         options = {"allow_private_network": True, "credential": CREDENTIAL, **changes}
@@ -286,6 +288,25 @@ async def test_a_wrong_credential_is_said_to_be_refused(house: House, tmp_path: 
     assert report.visit.challenge == 'Bearer error="invalid_token"'
     [record] = await house.records("server.probed")
     assert (record["outcome"], record["listed"]) == ("credential_refused", 0)
+
+
+async def test_a_sealed_credential_goes_to_its_own_server_alone(house: House, bank: Any) -> None:
+    sealed = CredentialSettings("Authorization", "Bearer", "sealed:bank")
+    async with serve(bank) as url:
+        await house.register(f"{url}/mcp", credential=sealed)
+        given = servers.CredentialValue(TOKEN)
+        by = By(ADMIN, house.clock())
+        await servers.set_credential(house.ledger, Envelope(bytes(32)), "bank", given, by)
+        assert (await house.prober.server("bank", ADMIN)).answered
+        seen: list[tuple[str, dict[str, str]]] = []
+        async with serve(watching(server(these(tool("now"))), seen)) as elsewhere:
+            moved = ServerSettings(
+                "bank", f"{elsewhere}/mcp", allow_private_network=True, credential=sealed
+            )
+            await servers.change(house.ledger, moved, actor=ADMIN, now=house.clock())
+            report = await house.prober.server("bank", ADMIN)
+    assert report.visit.outcome == "credential_unavailable"
+    assert all("authorization" not in headers for _, headers in seen)
 
 
 async def test_a_credential_that_cannot_be_opened_is_said(house: House, bank: Any) -> None:
