@@ -46,7 +46,6 @@ from gateway.proxy.retrieval import Retrieval
 from gateway.proxy.routes import Edge, Proxy
 from gateway.proxy.signing_in import Upstream
 from gateway.proxy.upstream_token import UpstreamToken
-from gateway.registry import addresses
 from gateway.registry.access_tokens import AccessTokens
 from gateway.registry.directory import Directory
 from gateway.services import Services
@@ -109,7 +108,7 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
             config.environment(),
             settings.own_files,
             remote_stores(settings, clock),
-            Clients(directory.oauth_client, _checked, clock),
+            Clients(directory.oauth_client, clock),
         ),
         notifications=notifications,
         wakeups=Wakeups(db, notifications),
@@ -247,10 +246,6 @@ async def _followed(clock: Clock, group: asyncio.TaskGroup) -> list[asyncio.Task
         return []
     await clock.adjust()
     return [group.create_task(clock.run(), name="clock")]
-
-
-def _checked(url: str, allow_private_network: bool) -> str:
-    return addresses.check(url, allow_private_network=allow_private_network).url
 
 
 def upstream(settings: Settings, clock: Clock) -> Upstream | None:

@@ -33,9 +33,10 @@ from gateway.exchange.sse import Frame, FrameReader
 from gateway.proxy import retrying
 from gateway.proxy.injection import Injection, Prepared
 from gateway.proxy.multipart import Form
-from gateway.proxy.scrubbing import Scrubber, Seams
+from gateway.proxy.scrubbing import Seams
 from gateway.proxy.signing_in import SignIn, Upstream
 from gateway.registry.directory import Directory
+from gateway.scrubbing import Scrubber
 from gateway.vault import Purpose, Secret, Vault
 
 #: Headers of Azure's answers that mean something to an app.

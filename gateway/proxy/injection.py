@@ -15,9 +15,9 @@ from gateway.approvals.standing import Opened
 from gateway.errors import Conflict, GatepassError
 from gateway.exchange.document import dump
 from gateway.exchange.messages import Binding, Forward, Json
-from gateway.proxy.scrubbing import Scrubber
 from gateway.proxy.signing_in import SignIn
 from gateway.registry.directory import Directory, ServerView
+from gateway.scrubbing import Scrubber
 from gateway.vault import Purpose, Secret, SecretRef, Vault
 
 #: Seconds until the credentials of all servers are opened anew to be looked for in answers, and

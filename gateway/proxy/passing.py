@@ -44,9 +44,10 @@ from gateway.proxy.azure import (
 from gateway.proxy.clients import STREAM_HEADERS
 from gateway.proxy.http import Call
 from gateway.proxy.retrying import PAUSES, parent_unseen
-from gateway.proxy.scrubbing import Scrubber, Seams
+from gateway.proxy.scrubbing import Seams
 from gateway.proxy.trace import Trace
 from gateway.registry.directory import AppView
+from gateway.scrubbing import Scrubber
 from gateway.store.database import outage
 from gateway.store.tables import ResponseId, metadata
 from gateway.telemetry import Clock, requests_total

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.proxy.scrubbing import Scrubber
 from gateway.proxy.upstream_token import UpstreamToken
+from gateway.scrubbing import Scrubber
 
 
 @dataclass(frozen=True, slots=True)

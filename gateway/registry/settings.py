@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.egress import addresses
 from gateway.errors import Refused
-from gateway.registry import addresses
 from gateway.registry.members import Members
 from gateway.store import oauth
 from gateway.store.oauth import OAuthClient

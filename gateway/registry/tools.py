@@ -28,6 +28,7 @@ from gateway.policy.difference import difference
 from gateway.policy.risk import RiskSignal
 from gateway.registry import ending
 from gateway.registry.changes import Change
+from gateway.registry.definitions import canonical
 from gateway.registry.servers import find
 from gateway.registry.versions import lock_config
 from gateway.store.database import Database
@@ -117,7 +118,7 @@ async def observe(
 ) -> Mapping[str, ToolState]:
     """Take note of what a server lists: pin what is new where that is wished, mark what differs.
 
-    `definitions` are the entries of a list in their canonical form; `source` is stream | probe;
+    `definitions` are the entries of a list, whoever listed them; `source` is stream | probe;
     `whole` is False where the list was narrowed to some tools, which says nothing about others.
     Returns every listed tool by name. Writes, in one transaction with its records, only when
     something is new. Raises `Refused` (`tool_definition_invalid`) when a list cannot be relied on:
@@ -200,7 +201,8 @@ def _read(definitions: Sequence[Mapping[str, Any]]) -> tuple[_Listed, ...]:
     if len(definitions) > MAX_TOOLS:
         raise _refused(f"it lists more than {MAX_TOOLS} tools")
     listed: dict[str, _Listed] = {}
-    for definition in definitions:
+    for given in definitions:
+        definition = canonical(given)
         name = definition.get("name")
         if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
             raise _refused(f"a tool has no name of 1 to {_MAX_NAME} characters")
@@ -209,7 +211,7 @@ def _read(definitions: Sequence[Mapping[str, Any]]) -> tuple[_Listed, ...]:
         encoded = _encode(definition)
         if len(encoded) > MAX_DEFINITION:
             raise _refused(f"a definition is larger than {MAX_DEFINITION} bytes")
-        listed[name] = _Listed(name, _digest(encoded), dict(definition))
+        listed[name] = _Listed(name, _digest(encoded), definition)
     return tuple(listed.values())
 
 

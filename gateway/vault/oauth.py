@@ -26,7 +26,7 @@ from gateway.telemetry import Clock
 from gateway.vault import token_server
 from gateway.vault.entra import Entra
 from gateway.vault.secret import Purpose, Secret, opened
-from gateway.vault.token_server import Busy, CheckAddress, Proof
+from gateway.vault.token_server import Busy, Proof
 
 #: Seconds that a token must still be good for: for a call that somebody waited for, which Azure
 #: may take a while to make, and for anything else. At most this share of its whole life.
@@ -39,12 +39,9 @@ Open = Callable[[SecretRef, Purpose], Awaitable[Secret]]
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """How clients are found: by name, as configured now. `check` says which discovered token
-    addresses may be asked.
-    """
+    """How clients are found: by name, as configured now."""
 
     find: Callable[[str], OAuthClient | None]
-    check: CheckAddress
     clock: Clock
 
 
@@ -151,7 +148,7 @@ class OAuthStore:
             return f"{client.authority}/{client.tenant}/oauth2/v2.0/token"
         url, until = self._discovered.get(client, ("", 0.0))
         if until <= self._now():
-            url = await token_server.discover(client, self._clients.check)
+            url = await token_server.discover(client)
             self._discovered = {
                 known: found
                 for known, found in self._discovered.items()

@@ -1,4 +1,4 @@
-"""Asking a token server for a token: OAuth 2.0 over one bounded client.
+"""Asking a token server for a token: OAuth 2.0 over the guarded client.
 
 Client credentials (RFC 6749 §4.4), token exchange (RFC 8693), client assertions (RFC 7523),
 discovery (RFC 8414, OpenID Connect). Authlib writes the forms and proves the client; what a
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -21,6 +19,8 @@ import orjson
 from authlib.oauth2.auth import ClientAuth
 from authlib.oauth2.rfc6749.parameters import prepare_token_request
 
+from gateway.egress import addresses
+from gateway.egress.client import Bounds, Redirected, open_client
 from gateway.errors import Refused, Unavailable
 from gateway.store.oauth import TOKEN_EXCHANGE, OAuthClient
 from gateway.vault.secret import Secret
@@ -50,9 +50,6 @@ SAYS: Mapping[str, str] = {
     "server_error": "it failed",
 }
 
-#: Brings a URL into normal form, or raises `Refused`: which addresses may be asked.
-CheckAddress = Callable[[str, bool], str]
-
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -70,16 +67,8 @@ class Busy(Unavailable):
         self.seconds = seconds
 
 
-@asynccontextmanager
-async def open_client(*, allow_private_network: bool) -> AsyncIterator[httpx2.AsyncClient]:
-    """The client for one request; the one place to guard what is connected to."""
-    del allow_private_network  # the address itself was checked; see CheckAddress
-    # Reading the certificates takes long enough to be felt by everybody else.
-    context = await asyncio.to_thread(ssl.create_default_context)
-    async with httpx2.AsyncClient(
-        verify=context, timeout=SECONDS, follow_redirects=False, trust_env=False
-    ) as client:
-        yield client
+def _bounds(client: OAuthClient) -> Bounds:
+    return Bounds(client.allow_private_network, seconds=SECONDS, most=_LARGEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +86,31 @@ async def ask(client: OAuthClient, url: str, proof: Proof, user: Secret | None) 
     """
     headers, body = _request(client, url, proof, user)
     try:
-        async with (
-            asyncio.timeout(SECONDS),
-            open_client(allow_private_network=client.allow_private_network) as http,
-            http.stream("POST", url, headers=headers, content=body) as answer,
-        ):
-            raw = await _bounded(answer)
+        async with asyncio.timeout(SECONDS), open_client(_bounds(client)) as http:
+            answer = await http.post(url, headers=headers, content=body)
+    except Redirected:
+        raise refused(client, None, "; redirects are not followed") from None
     except (httpx2.HTTPError, OSError, TimeoutError) as error:
         raise unreachable(client, error) from None
     if answer.status_code != 200:
-        raise _refusal(client, answer.status_code, answer.headers, _object(raw))
-    return _token(client, _object(raw))
+        raise _refusal(client, answer.status_code, answer.headers, _object(answer.content))
+    return _token(client, _object(answer.content))
 
 
-async def discover(client: OAuthClient, check: CheckAddress) -> str:
+async def discover(client: OAuthClient) -> str:
     """The token address that the issuer itself names; raises `Unavailable`."""
     issuer = client.issuer or ""
     try:
-        async with (
-            asyncio.timeout(SECONDS),
-            open_client(allow_private_network=client.allow_private_network) as http,
-        ):
+        async with asyncio.timeout(SECONDS), open_client(_bounds(client)) as http:
             for url in _well_known(issuer):
-                async with http.stream("GET", url, headers={"accept": "application/json"}) as found:
-                    document = _object(await _bounded(found))
-                    if found.status_code == 200 and document.get("issuer") == issuer:
-                        named = str(document.get("token_endpoint"))
-                        return check(named, client.allow_private_network)
+                found = await http.get(url, headers={"accept": "application/json"})
+                document = _object(found.content)
+                if found.status_code == 200 and document.get("issuer") == issuer:
+                    named, private = (
+                        str(document.get("token_endpoint")),
+                        client.allow_private_network,
+                    )
+                    return addresses.check(named, allow_private_network=private).url
     except (httpx2.HTTPError, OSError, TimeoutError) as error:
         raise unreachable(client, error) from None
     except Refused:
@@ -205,15 +192,6 @@ def _request(
     return headers, body
 
 
-async def _bounded(answer: httpx2.Response) -> bytes:
-    raw = bytearray()
-    async for chunk in answer.aiter_bytes():
-        raw += chunk
-        if len(raw) > _LARGEST:
-            raise httpx2.DecodingError("the answer is too long")
-    return bytes(raw)
-
-
 def _object(raw: bytes) -> dict[str, Any]:
     try:
         document = orjson.loads(raw)
@@ -229,8 +207,6 @@ def _refusal(
         return busy(client, pause(headers))
     if document.get("error") in SAYS:
         return refused(client, document["error"])
-    if 300 <= status < 400:
-        return refused(client, None, "; redirects are not followed")
     return refused(client, None, f"; it answered {status}")
 
 

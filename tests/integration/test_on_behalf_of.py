@@ -15,7 +15,6 @@ from starlette.routing import Route
 
 from gateway.demo.runner import serve
 from gateway.errors import Unavailable
-from gateway.registry import addresses
 from gateway.store.oauth import OAuthClient
 from gateway.store.references import SecretRef
 from gateway.telemetry import configure_logging, utc_now
@@ -72,15 +71,12 @@ async def store(stub: Stub, clock: FakeClock, tmp_path: Path) -> AsyncIterator[O
             scope="https://graph.microsoft.com/.default",
         )
 
-        def check(text: str, allow_private_network: bool) -> str:
-            return addresses.check(text, allow_private_network=allow_private_network).url
-
         async def secret(ref: SecretRef, _: Purpose) -> Secret:
             assert ref.scope == f"oauth/graph {url}/{TENANT}"
             return Secret(str(ref), "canary-secret")
 
         entra = Entra(clock, {"connection_verify": str(authority)})
-        yield OAuthStore(secret, Clients(lambda _: client, check, clock), {}, entra)
+        yield OAuthStore(secret, Clients(lambda _: client, clock), {}, entra)
 
 
 def on_behalf(clock: FakeClock) -> Purpose:
