@@ -5,10 +5,10 @@ May be shown to anybody. Tokens are obtained by `gateway.vault` alone.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from gateway.store.references import SecretRef
+from gateway.store.references import SecretRef, origin_of
 
 CLIENT_CREDENTIALS, TOKEN_EXCHANGE, ON_BEHALF_OF = (
     "client_credentials", "token_exchange", "on_behalf_of",
@@ -61,8 +61,9 @@ class OAuthClient:
         """Where its secret lives, good for this client at this token server alone."""
         if self.client_secret is None:
             return None
+        # Who may set credentials, and nobody else, says where a client asks: that binds it.
         ref = SecretRef.parse(self.client_secret)
-        return replace(ref, scope=f"oauth/{self.name} {self.where}")
+        return ref.to(f"oauth/{self.name}", self.where, origin_of(self.where))
 
     def row(self) -> dict[str, Any]:
         """The form in which it is stored: what is not at its default."""
