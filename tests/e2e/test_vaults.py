@@ -11,10 +11,14 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.registry import apply
+from gateway.exchange.messages import Forward
+from gateway.proxy.injection import Injection, Prepared
+from gateway.registry import apply, servers
 from gateway.registry.changes import By
 from gateway.registry.declaration import parse
+from gateway.registry.servers import CredentialValue
 from gateway.telemetry import utc_now
+from gateway.vault import Purpose
 from tests.support.demo import TOKEN
 from tests.support.gateway import DECLARATION, OPERATOR, Gateway, open_gateway
 from tests.support.openbao import OpenBao, running_openbao
@@ -84,6 +88,39 @@ async def test_E_15_a_secret_rotated_while_a_hold_waits_goes_along_and_is_record
     assert (await house.gateway.request(request["id"]))["credential"] == f"{REF}@2"
     assert "canary" not in final.model_dump_json()
     assert await house.gateway.effects() == []
+
+
+async def test_E_15_a_secret_rotated_between_opening_and_claiming_is_opened_anew(
+    house: House, monkeypatch: pytest.MonkeyPatch
+):
+    services = house.gateway.services
+    assert services is not None
+
+    async def rotate(value: str) -> None:
+        given = CredentialValue(value, "Authorization", "Bearer")
+        by = By(OPERATOR, utc_now())
+        await servers.set_credential(services.ledger, services.envelope, "bank", given, by)
+        await services.directory.refresh()
+
+    await house.credential("sealed:bank")
+    await rotate(TOKEN)
+    asking, request = await house.held()
+    prepare, prepared = Injection.prepare, []
+
+    async def prepare_and_rotate(self: Injection, turn: Forward, purpose: Purpose) -> Prepared:
+        found = await prepare(self, turn, purpose)
+        prepared.append(found.opened)
+        if len(prepared) == 1:
+            await rotate("rotated-canary")
+        return found
+
+    monkeypatch.setattr(Injection, "prepare", prepare_and_rotate)
+    await house.gateway.review(request)
+    await asking
+    assert len(prepared) == 2
+    assert await house.sent() == [f"Bearer {TOKEN}", "Bearer rotated-canary"]
+    (sending,) = await house.gateway.records("release.sending")
+    assert sending["credential"] == "sealed:bank@2"
 
 
 async def test_a_secret_that_nobody_changed_goes_along_and_the_call_is_made(house: House):

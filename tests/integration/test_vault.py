@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import os
 import shutil
+import sqlite3
+import urllib.parse
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from prometheus_client import REGISTRY
-from sqlmodel import select
+from sqlmodel import SQLModel, select
 
 from gateway.config import Settings
 from gateway.errors import Refused, Unavailable
@@ -148,6 +153,56 @@ async def test_a_broken_database_fails_closed(tmp_path: Path, envelope: Envelope
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__
     await empty.close()
+
+
+def spelt(value: str) -> list[bytes]:
+    """The value as it could stand somewhere."""
+    raw = value.encode()
+    encoded = [base64.b64encode(b"x" * offset + raw)[4:-4] for offset in range(3)]
+    return [
+        raw, raw[::-1], raw.upper(), raw.hex().encode(), raw.hex().upper().encode(),
+        value.encode("utf-16-le"), urllib.parse.quote(value, safe="").encode(),
+        b"".join(b"%%%02X" % byte for byte in raw), *encoded,
+    ]  # fmt: skip
+
+
+async def everything(db: Database) -> bytes:
+    """Every row of every table, as a dump would hold it; of SQLite the files as well."""
+    found = b""
+    async with db.connection() as connection:
+        for table in SQLModel.metadata.sorted_tables:
+            for row in await connection.execute(sqlalchemy.select(table)):
+                found += b"\n".join(
+                    value if isinstance(value, bytes) else str(value).encode() for value in row
+                )
+    if db.dialect == "sqlite":
+        file = Path(str(db.engine.url.database))
+        written = [path for path in file.parent.glob(f"{file.name}*") if path.is_file()]
+        assert any(path.name.endswith("-wal") for path in written)
+        with contextlib.closing(sqlite3.connect(file)) as beside:
+            beside.execute("VACUUM INTO ?", (f"{file}.backup",))
+        written.append(Path(f"{file}.backup"))
+        found += b"".join(path.read_bytes() for path in written)
+    return found
+
+
+async def test_S_15_a_dump_the_log_and_a_backup_hold_wrapped_keys_alone(
+    db: Database, clock: FakeClock
+) -> None:
+    master = os.urandom(32)
+    envelope = Envelope(master)
+    await store(db, envelope, "an older " + VALUE, clock)
+    await store(db, envelope, VALUE, clock)
+    stolen = await everything(db)
+    async with db.reading() as session:
+        rows = list(await session.exec(select(SealedSecret)))
+    assert rows
+    assert all(row.value in stolen and row.data_key in stolen for row in rows)
+    for secret in (*spelt(VALUE), *spelt("an older " + VALUE), master, master.hex().encode()):
+        assert secret not in stolen
+    with pytest.raises(Unavailable):
+        await vault(db, Envelope(os.urandom(32))).open(HERE)
+    assert (await vault(db, envelope).open(HERE)).reveal() == VALUE
 
 
 async def test_environment_variables(sqlite: Database, envelope: Envelope) -> None:
