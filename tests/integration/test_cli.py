@@ -385,6 +385,20 @@ def test_servers_are_probed_on_the_host(host: Host, bank: str) -> None:
     assert CANARY not in printed + result.output + refused.output
 
 
+def test_S_17_a_credential_is_bound_to_where_its_server_is(host: Host) -> None:
+    address = ("servers", "add", "crm", "https://crm.example/mcp")
+    host.ok(*address, "--credential", "env:CRM_TOKEN")
+    assert "https://crm.example:443" in host.ok("credentials", "list")
+    [use] = host.json("credentials", "list")
+    assert (use["reference"], use["server"]) == ("env:CRM_TOKEN", "crm")
+    assert use["bound"]["how"] == "host"
+    said = host.ok("credentials", "bind", "crm")
+    assert said == "env:CRM_TOKEN may be sent to https://crm.example:443.\n"
+    host.ok("servers", "add", "open", "https://open.example/mcp")
+    assert "has no credential" in host.run("credentials", "bind", "open").stderr
+    assert host.run("credentials", "bind", "none").exit_code == 1
+
+
 def test_servers_are_added_and_removed(host: Host) -> None:
     assert host.run("servers", "add", "wiki", "http://127.0.0.1:9/mcp").exit_code == 1
     host.ok("servers", "add", "wiki", "http://127.0.0.1:9/mcp", "--allow-private-network")
