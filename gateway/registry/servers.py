@@ -20,7 +20,7 @@ from gateway.audit.records import Actor, JSONValue
 from gateway.errors import Conflict, NotFound
 from gateway.registry import ending
 from gateway.registry.changes import By, Change, changing, differences, digest_of, names
-from gateway.registry.settings import CredentialSettings, ServerSettings
+from gateway.registry.settings import CredentialSettings, ServerSettings, check_server
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.ids import new_id
@@ -97,12 +97,14 @@ async def set_credential(
 ) -> str:
     """Store a value in the sealed vault and bind it to the server; the reference, as text.
 
-    Raises `Refused` for a value that cannot travel in a header, without repeating any of it.
+    Raises `Refused` for a value that cannot travel in a header, without repeating any of it, and
+    for a header that cannot carry one.
     """
     async with changing(ledger, by.actor, by.now) as changed:
         row = await _known(changed.session, label)
         before = settings_of(row)
         after = replace(before, credential=_sealed_credential(before, given))
+        check_server(after)
         row = await put(changed, row, after)
         ref = scoped(row)
         version = await sealed.write(changed.session, envelope, ref, given.value, by.now)
