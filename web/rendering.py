@@ -127,6 +127,9 @@ def _environment(assets: Assets, catalog: gettext.NullTranslations) -> Environme
         HAZARDS=words.HAZARDS,
         ALARMS=words.ALARMS,
         FINDINGS=words.FINDINGS,
+        SERVER_STATES=words.SERVER_STATES,
+        TOOL_STATES=words.TOOL_STATES,
+        CLAIMS=words.CLAIMS,
     )
     return environment
 

@@ -207,6 +207,10 @@ REFUSALS: Mapping[str, str] = MappingProxyType(
             "one way: only what is the same can be remembered."
         ),
         "reviewer_excluded": N_("You may not decide about this request; somebody else has to."),
+        "tool_definition_stale": N_(
+            "Another definition has been listed since you looked. Nothing was accepted; look at "
+            "this one."
+        ),
     }
 )
 
@@ -241,6 +245,70 @@ DELEGATION_STATES: Mapping[str, str] = MappingProxyType(
         "active": N_("active"),
         "over": N_("over"),
         "revoked": N_("revoked"),
+    }
+)
+
+# Tone, icon and word, by what has to be said of a server or a tool.
+SERVER_STATES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+    {
+        "paused": ("wait", "pause", N_("Paused")),
+        "no_value": ("bad", "key", N_("No value stored")),
+        "changed": ("wait", "warning", N_("Tools changed")),
+        "registered": ("over", "server", N_("Registered")),
+    }
+)
+
+TOOL_STATES: Mapping[str, tuple[str, str, str, str]] = MappingProxyType(
+    {
+        "pinned": (
+            "good",
+            "approved",
+            N_("Accepted"),
+            N_("What the server lists is what was accepted."),
+        ),
+        "changed": (
+            "wait",
+            "warning",
+            N_("Changed"),
+            N_("The server lists another definition than the accepted one. Every call is held."),
+        ),
+        "new": (
+            "wait",
+            "pending",
+            N_("New"),
+            N_("Nobody has accepted this tool yet. Every call is held."),
+        ),
+        "gone": (
+            "over",
+            "cancelled",
+            N_("Not listed any more"),
+            N_("The server does not list this tool any more. Every call is held."),
+        ),
+        "refused": (
+            "bad",
+            "denied",
+            N_("Rejected"),
+            N_("Somebody has rejected this definition. Every call is denied."),
+        ),
+    }
+)
+
+# What a server claims of its tool, for a column.
+CLAIMS: Mapping[str, str] = MappingProxyType(
+    {
+        "reads": N_("only reads"),
+        "destroys": N_("may destroy"),
+        "writes": N_("changes things"),
+        "unsaid": N_("does not say"),
+    }
+)
+
+# What a test of a server tells, by the name of the member.
+PROBED: Mapping[str, str] = MappingProxyType(
+    {
+        "server": N_("Server"),
+        "protocol": N_("Protocol"),
+        "address": N_("Address"),
     }
 )
 

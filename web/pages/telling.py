@@ -5,12 +5,12 @@ Chooses words, never facts. Says "executed" or "sent" only where that was observ
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import orjson
 from markupsafe import Markup
 
 from gateway.approvals import lifecycle
@@ -273,7 +273,12 @@ def reviewer_of(reader: Principal) -> Reviewer:
 
 def definition(view: ApprovalView) -> arguments.ArgumentView:
     """The tool definition, laid out like arguments are."""
-    return arguments.view(orjson.dumps(view.definition or {}).decode())
+    return arguments.view(exact(view.definition or {}))
+
+
+def exact(definition: Mapping[str, Any]) -> str:
+    """The text that the digest of a definition covers."""
+    return json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _reviewed(review: ReviewView) -> str:
