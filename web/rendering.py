@@ -130,6 +130,7 @@ def _environment(assets: Assets, catalog: gettext.NullTranslations) -> Environme
         SERVER_STATES=words.SERVER_STATES,
         TOOL_STATES=words.TOOL_STATES,
         CLAIMS=words.CLAIMS,
+        PROBE_SENTENCES=words.PROBE_SENTENCES,
     )
     return environment
 

@@ -377,3 +377,38 @@ async def test_removing_says_what_will_be_denied_and_then_does_it(
         await servers.read(played.db, "bank")
     assert await records(played, "grant.ended") == 1
     assert (await adm.get(f"/requests/{approval}")).status_code == 200
+
+
+# --- testing --------------------------------------------------------------------------------
+
+
+async def test_what_a_test_found_is_shown_and_hostile_words_are_drawn(played: Stage, adm) -> None:
+    await crm(played, value=VALUE)
+    report = {
+        "visit": {
+            "outcome": "answered",
+            "sentence": "It listed 1 tool.",
+            "server": {"name": "<b>x</b>\u202e", "protocol": "2025-06-18"},
+            "tools": [{"name": "<i>\u200b", "description": "x" * 9_000}],
+            "milliseconds": {"connect": 3},
+        },
+        "without_credential": {"outcome": "answered", "sentence": "It answers anybody."},
+        "warnings": [{"code": "open_to_strangers", "sentence": "Anybody may use it."}],
+    }
+
+    async def probe(label: str) -> dict[str, object]:
+        assert label == "crm"
+        return report
+
+    played.services.probe = probe
+    assert "Test now" in (await adm.get("/servers/crm")).text
+    page = await adm.post("/servers/crm/test")
+    assert page.status_code == 200
+    shown = words(page)
+    for fact in ("It listed 1 tool.", "Anybody may use it.", "It answers anybody.", "3 ms"):
+        assert fact in shown, fact
+    assert "<b>x" not in page.text
+    assert "<i>" not in page.text
+    assert not {"\u202e", "\u200b"} & set(page.text)
+    russian = await adm.post("/servers/crm/test", headers={"accept-language": "ru"})
+    assert "Сервер перечислил свои инструменты." in words(russian)

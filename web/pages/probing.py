@@ -1,29 +1,56 @@
 """What a test of a server found, made ready for a page out of the plain mapping that it gives.
 
-A test that could not be carried out is a finding, too. Reads nothing and decides nothing.
+A test that could not be carried out is a finding, too. Whatever a server says of itself is text
+of a stranger. Decides nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from gateway.errors import NotFound
+from gateway.errors import GatepassError
+from gateway.identity.login import Principal
 from gateway.services import Services
 from web import words
+
+_MOST_TOOLS = 100
+
+
+@dataclass(frozen=True)
+class Said:
+    """A sentence with its code, which may be known in other languages."""
+
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class FoundTool:
+    """A tool as the server listed it now. `effect` is a code of words.CLAIMS."""
+
+    name: str
+    effect: str
+    description: str
 
 
 @dataclass(frozen=True)
 class Found:
-    """What to show. `facts` are pairs of a word (of words.PROBED) and what was found."""
+    """What to show. `facts` and `steps` are pairs of a word of words.PROBED and what was found;
+    `steps` in milliseconds. `stranger` is what a visitor without the credential was answered.
+    """
 
+    outcome: Said
     ok: bool
-    sentence: str
-    facts: tuple[tuple[str, str], ...] = ()
-    steps: tuple[tuple[str, float], ...] = ()
-    tools: tuple[tuple[str, str, str], ...] = ()
-    warnings: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...]
+    expires: datetime | None
+    steps: tuple[tuple[str, int], ...]
+    stranger: Said | None
+    warnings: tuple[Said, ...]
+    tools: tuple[FoundTool, ...]
+    listed: int
 
 
 def possible(services: Services) -> bool:
@@ -31,46 +58,75 @@ def possible(services: Services) -> bool:
     return services.probe is not None
 
 
-def possible_for_strangers(services: Services) -> bool:
+def possible_for_strangers(_services: Services) -> bool:
     """Whether it tests addresses that are not registered."""
     return False
 
 
-async def registered(services: Services, label: str) -> Found:
-    """Test a registered server."""
+async def registered(services: Services, label: str, _who: Principal) -> Found:
+    """Test a registered server, with its credential and without."""
     if services.probe is None:
-        raise NotFound("Testing is not available here.", code="not_available")
+        raise GatepassError("Testing is not available here.", code="not_available", status=501)
     return of(await services.probe(label))
 
 
-async def address(services: Services, url: str, private: bool) -> Found:
+async def address(_services: Services, _url: str, _private: bool, _who: Principal) -> Found:
     """Test an address that is not registered, without any credential."""
-    raise NotFound("Testing is not available here.", code="not_available")
+    raise GatepassError("Testing is not available here.", code="not_available", status=501)
 
 
-def of(result: Mapping[str, Any]) -> Found:
+def of(report: Mapping[str, Any]) -> Found:
     """Read what a test gives; what is not understood is left out."""
+    visit = _inner(report, "visit")
+    tls, server = _inner(visit, "tls"), _inner(visit, "server")
+    told = {
+        "name": " ".join(filter(None, (_text(server, "name"), _text(server, "version")))),
+        "protocol": _text(server, "protocol"),
+        "instructions": _text(server, "instructions"),
+        "address": _text(visit, "address"),
+        "tls": ", ".join(filter(None, (_text(tls, "version"), _text(tls, "cipher")))),
+        "subject": _text(tls, "subject"),
+        "issuer": _text(tls, "issuer"),
+        "challenge": _text(visit, "challenge"),
+    }
+    outcome, took = _said(visit), _inner(visit, "milliseconds")
+    tools, expires = _list(visit, "tools"), tls.get("expires")
     return Found(
-        ok=result.get("ok") is True,
-        sentence=_text(result.get("sentence")),
-        facts=tuple(
-            (word, _text(result[name])) for name, word in words.PROBED.items() if result.get(name)
-        ),
+        outcome=outcome,
+        ok=outcome.code == "answered",
+        facts=tuple((words.PROBED[name], text) for name, text in told.items() if text),
+        expires=expires if isinstance(expires, datetime) else None,
         steps=tuple(
-            (_text(step.get("name")), float(step.get("ms") or 0))
-            for step in _mappings(result.get("steps"))
+            (words.PROBED[name], took[name])
+            for name in ("connect", "tls", "initialize", "list_tools")
+            if isinstance(took.get(name), int)
         ),
+        stranger=_said(without) if (without := _inner(report, "without_credential")) else None,
+        warnings=tuple(map(_said, _list(report, "warnings"))),
         tools=tuple(
-            (_text(tool.get("name")), words.effect_of(tool), _text(tool.get("description")))
-            for tool in _mappings(result.get("tools"))
+            FoundTool(_text(tool, "name"), words.effect_of(tool), _text(tool, "description"))
+            for tool in tools[:_MOST_TOOLS]
         ),
-        warnings=tuple(_text(item) for item in result.get("warnings") or ()),
+        listed=len(tools),
     )
 
 
-def _mappings(value: object) -> Sequence[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+def _said(given: Mapping[str, Any]) -> Said:
+    return Said(_text(given, "code") or _text(given, "outcome"), _text(given, "sentence"))
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else "" if value is None else str(value)
+def _inner(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = given.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(given: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
+    value = given.get(name)
+    if not isinstance(value, list | tuple):
+        return ()
+    return [item for item in value if isinstance(item, Mapping)]
+
+
+def _text(given: Mapping[str, Any], name: str) -> str:
+    value = given.get(name)
+    return value if isinstance(value, str) else ""

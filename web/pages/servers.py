@@ -115,11 +115,9 @@ async def register(
     services = frame.web(request).services
     try:
         if form.act == "test":
-            return await _form(
-                request,
-                form,
-                found=await probing.address(services, form.url.strip(), form.allow_private_network),
-            )
+            wanted = form.url.strip(), form.allow_private_network
+            found = await probing.address(services, *wanted, writer)
+            return await _form(request, form, found=found)
         settings = form.settings(form.label.strip())
         now = frame.now(request)
         await servers.register(services.ledger, settings, actor=writer.actor, now=now)
@@ -136,9 +134,9 @@ async def show(request: Request, label: str, _reader: Looking) -> Response:
 
 
 @router.post("/{label}/test")
-async def probe(request: Request, label: str, _writer: Writing) -> Response:
+async def probe(request: Request, label: str, writer: Writing) -> Response:
     """Connect to the server with its credential, and show what came of it."""
-    found = await probing.registered(frame.web(request).services, label)
+    found = await probing.registered(frame.web(request).services, label, writer)
     return await _show(request, label, found)
 
 
@@ -271,6 +269,6 @@ async def _form(
 
 def _expected(error: GatepassError) -> GatepassError:
     """What a person can correct in the form; anything else has a page of its own."""
-    if error.status not in (400, 409):
+    if error.status not in (400, 409, 429):
         raise error
     return error
