@@ -29,20 +29,27 @@ class May:
     async def __call__(self, request: Request) -> Principal:
         principal: Principal = request.scope["state"]["principal"]
         if not allowed(principal.roles, self.permission):
-            attempt = Attempt(
-                actor=principal.actor,
-                subject={"user": principal.user_id},
-                code="missing_permission",
-                method=request.method,
-                route=self.permission.value,
-            )
-            await refusals.record(_services(request), attempt)
-            raise NotAllowed(
-                f"Your roles do not include: {SENTENCES[self.permission]}",
-                code="missing_permission",
-                param=self.permission.value,
-            )
+            raise await refusal(_services(request), principal, self.permission, request.method)
         return principal
+
+
+async def refusal(
+    services: Services, principal: Principal, permission: Permission, method: str
+) -> NotAllowed:
+    """What to raise at somebody without this permission; their attempt is recorded."""
+    attempt = Attempt(
+        actor=principal.actor,
+        subject={"user": principal.user_id},
+        code="missing_permission",
+        method=method,
+        route=permission.value,
+    )
+    await refusals.record(services, attempt)
+    return NotAllowed(
+        f"Your roles do not include: {SENTENCES[permission]}",
+        code="missing_permission",
+        param=permission.value,
+    )
 
 
 def may(permission: Permission) -> Callable[..., Awaitable[Principal]]:

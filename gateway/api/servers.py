@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from gateway.api.access import House, may
-from gateway.errors import GatepassError
+from gateway.api.access import House, may, refusal
+from gateway.errors import GatepassError, NotAllowed
 from gateway.identity.login import Principal
-from gateway.identity.roles import Permission
-from gateway.registry import servers, tools
+from gateway.identity.roles import Permission, allowed
+from gateway.registry import bindings, servers, tools
+from gateway.registry.bindings import Seen
 from gateway.registry.changes import By
 from gateway.registry.members import read_object
 from gateway.registry.servers import ServerEntry
 from gateway.registry.settings import ServerSettings, read_server
+from gateway.services import Services
 
 
 class CredentialRef(BaseModel):
@@ -60,8 +64,46 @@ class CredentialOut(BaseModel):
     reference: str
 
 
+class BindingOut(BaseModel):
+    """To which origin a credential may be sent, and who said so. `how`: session, token, host, file
+    or migration.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+    origin: str
+    by: str
+    how: str
+    at: datetime
+
+
+class BindingIn(BaseModel):
+    """What was seen: the confirmation counts for exactly this reference and origin."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    reference: str = Field(max_length=500)
+    origin: str = Field(max_length=2048)
+
+
+class UseOut(BaseModel):
+    """A server that names a reference. Without `bound`, it is not sent the secret behind it."""
+
+    model_config = ConfigDict(from_attributes=True)
+    reference: str
+    server: str
+    origin: str
+    bound: BindingOut | None
+
+
+class UseList(BaseModel):
+    """Which servers use which reference, by reference and label."""
+
+    items: list[UseOut]
+
+
 class ServerOut(BaseModel):
-    """A registered server. `stored_at`: when the value of a sealed credential was stored."""
+    """A registered server. `stored_at`: when the value of a sealed credential was stored;
+    `binding`: to which origin the credential may be sent, null while it may not be sent at all.
+    """
 
     id: str
     label: str
@@ -71,6 +113,7 @@ class ServerOut(BaseModel):
     inject: str
     credential: CredentialRef | None
     stored_at: datetime | None
+    binding: BindingOut | None
     tools: int
     changed_tools: int
     created_at: datetime
@@ -127,7 +170,10 @@ async def list_servers(house: House, _who: Reader) -> Any:
 async def register_server(house: House, who: Writer, body: ServerIn) -> Any:
     """Register a server. Calls to servers that are not registered are refused."""
     settings = _settings(body.label, body)
-    entry = await servers.register(house.ledger, settings, actor=who.actor, now=house.clock())
+    async with _binding(house, who, "POST") as binds:
+        entry = await servers.register(
+            house.ledger, settings, actor=who.actor, now=house.clock(), binds=binds
+        )
     await house.directory.refresh()
     return _out(entry)
 
@@ -140,11 +186,16 @@ async def read_server_(house: House, _who: Reader, label: str) -> Any:
 
 @router.put("/servers/{label}", response_model=ServerOut)
 async def change_server(house: House, who: Writer, label: str, body: ServerChange) -> Any:
-    """Give a server these settings. Another address destroys its sealed credential."""
+    """Give a server these settings. Another address destroys its sealed credential; at another
+    origin, no credential is sent until it is bound anew.
+    """
     settings = _settings(label, body)
-    await servers.change(house.ledger, settings, actor=who.actor, now=house.clock())
+    async with _binding(house, who, "PUT") as binds:
+        entry = await servers.change(
+            house.ledger, settings, actor=who.actor, now=house.clock(), binds=binds
+        )
     await house.directory.refresh()
-    return _out(await servers.read(house.db, label))
+    return _out(entry)
 
 
 @router.delete("/servers/{label}", status_code=204)
@@ -163,6 +214,23 @@ async def set_credential(house: House, who: Keeper, label: str, body: Credential
     )
     await house.directory.refresh()
     return {"reference": reference}
+
+
+@router.post("/servers/{label}/binding", response_model=ServerOut)
+async def bind_credential(house: House, who: Keeper, label: str, body: BindingIn) -> Any:
+    """Confirm that the credential may be sent to the origin at which the server is now; 409 when
+    it has another credential or origin than was seen.
+    """
+    seen = Seen(body.reference, body.origin)
+    entry = await servers.bind(house.ledger, label, seen, By(who.actor, house.clock()))
+    await house.directory.refresh()
+    return _out(entry)
+
+
+@router.get("/credentials", response_model=UseList)
+async def list_credentials(house: House, _who: Reader) -> Any:
+    """Which servers use which reference, and to which origin each may be sent; no values."""
+    return {"items": await bindings.uses(house.db)}
 
 
 @router.get("/servers/{label}/tools", response_model=ToolList)
@@ -186,6 +254,16 @@ async def probe_server(house: House, _who: Writer, label: str) -> Any:
     return await house.probe(label)
 
 
+@contextlib.asynccontextmanager
+async def _binding(house: Services, who: Principal, method: str) -> AsyncIterator[str | None]:
+    """How this person binds credentials, None for one who may not; their attempt is recorded."""
+    right = Permission.WRITE_CREDENTIALS
+    try:
+        yield bindings.how(who.actor) if allowed(who.roles, right) else None
+    except NotAllowed:
+        raise await refusal(house, who, right, method) from None
+
+
 def _settings(label: str, body: ServerChange) -> ServerSettings:
     given = body.model_dump(by_alias=True, exclude_none=True, exclude={"label"})
     return read_object({"label": label, **given}, "server", read_server)
@@ -202,6 +280,7 @@ def _out(entry: ServerEntry) -> ServerOut:
         inject=settings.inject,
         credential=CredentialRef(**{**kept.row(), "from": kept.source}) if kept else None,
         stored_at=entry.stored_at,
+        binding=BindingOut.model_validate(entry.binding) if entry.binding else None,
         tools=entry.tools,
         changed_tools=entry.changed_tools,
         created_at=entry.created_at,

@@ -135,6 +135,7 @@ FIELDS: Mapping[str, Field] = MappingProxyType(
         "number": Field("integer", "the version number"),
         "observed": Field("digest", "digest of what was really executed"),
         "outcome": Field("text", "how it ended"),
+        "origin": Field("text", "scheme, host and port to which a credential may be sent"),
         "output_tokens": Field("integer", "tokens written by the model"),
         "pause": Field("text", "the id of the pause"),
         "pattern": Field("text", "what must be the same: exact, fields or tool"),

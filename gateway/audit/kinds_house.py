@@ -86,6 +86,32 @@ CONFIGURATION = {
         words("reference version header name source number"),
         example({"server": "crm"}, reference="sealed:crm", header="Authorization"),
     ),
+    "credential.bound": Kind(
+        "Somebody who may has said to which origin a server's credential may be sent.",
+        "{actor} bound the credential {reference} of {server} to {origin}.",
+        ("server",),
+        ("reference", "origin"),
+        ("source",),
+        example(
+            {"server": "crm"},
+            reference="env:CRM_TOKEN",
+            origin="https://mcp.crm.example:443",
+            source="session",
+        ),
+    ),
+    "credential.unbound": Kind(
+        "A credential may not be sent to this origin for that server any more.",
+        "The credential {reference} of {server} is not bound to {origin} any more.",
+        ("server",),
+        ("reference", "origin", "code"),
+        (),
+        example(
+            {"server": "crm"},
+            reference="env:CRM_TOKEN",
+            origin="https://mcp.crm.example:443",
+            code="origin_changed",
+        ),
+    ),
     "policy.activated": Kind(
         "A version of the policy came into force.",
         "{actor} put a policy into force.",

@@ -38,7 +38,8 @@ KINDS = frozenset(
     delegation.created delegation.ended grant.created grant.ended review.withdrawn
     app.changed app.created app.removed app_key.created app_key.revoked approval.decided
     approval.requested approval.reviewed approval.superseded call.preallowed call.ruled
-    call.shadowed config.applied credential.written exchange.finished exchange.opened
+    call.shadowed config.applied credential.bound credential.unbound credential.written
+    exchange.finished exchange.opened
     execution.evidence execution.mismatch execution.observed export.made group.changed
     ledger.heartbeat ledger.started link.created pause.begun pause.ended payload.read
     policy.activated policy.saved policy.shadow_begun policy.shadow_ended

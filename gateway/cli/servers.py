@@ -12,6 +12,7 @@ from gateway.cli.output import FAILED, USAGE, Json, complain, emit, say, table
 
 if TYPE_CHECKING:
     from gateway.cli.runtime import House
+    from gateway.registry.bindings import Use
     from gateway.registry.servers import ServerEntry
 
 app = typer.Typer(no_args_is_help=True, help="Registered MCP servers.")
@@ -51,7 +52,9 @@ def add(
     settings = read_object(given, "server", read_server)
 
     async def work(house: House) -> ServerEntry:
-        return await servers.register(house.ledger, settings, actor=house.actor, now=house.clock())
+        return await servers.register(
+            house.ledger, settings, actor=house.actor, now=house.clock(), binds=house.actor.auth
+        )
 
     entry = run(work)
     emit(entry) if as_json else say(f"Registered {label}: {entry.settings.url}")
@@ -133,6 +136,49 @@ def set_credential(
     emit(made) if as_json else say(f"Stored. {label} now uses {reference}.")
 
 
+@credentials.command("bind")
+def bind(label: Label, as_json: Json = False) -> None:
+    """Confirm that a server's credential may be sent to where the server is now."""
+    from gateway.cli.runtime import run
+    from gateway.registry import servers
+    from gateway.registry.changes import By
+
+    async def work(house: House) -> ServerEntry:
+        return await servers.bind(house.ledger, label, None, By(house.actor, house.clock()))
+
+    entry = run(work)
+    if as_json:
+        emit(entry)
+    elif entry.settings.credential is not None and entry.binding is not None:
+        say(f"{entry.settings.credential.source} may be sent to {entry.binding.origin}.")
+
+
+@credentials.command("list")
+def uses(as_json: Json = False) -> None:
+    """List which servers use which credential, and to where it may be sent."""
+    from gateway.cli.runtime import look
+    from gateway.registry import bindings
+
+    async def work(house: House) -> list[Use]:
+        return await bindings.uses(house.db)
+
+    found = look(work)
+    if as_json:
+        emit(found)
+        return
+    table(
+        ("credential", "server", "may be sent to", "bound by", "since"),
+        [_use(use) for use in found],
+        empty="No server has a credential.",
+    )
+
+
+def _use(use: Use) -> tuple[object, ...]:
+    if use.bound is None:
+        return (use.reference, use.server, f"nowhere: bind it to {use.origin}", None, None)
+    return (use.reference, use.server, use.bound.origin, use.bound.by, use.bound.at)
+
+
 def _value(from_file: Path | None) -> str:
     """The secret, without the line end that editors and echo put after it."""
     if from_file is not None:
@@ -152,5 +198,7 @@ def _row(entry: ServerEntry) -> tuple[object, ...]:
     settings = entry.settings
     kept = settings.credential
     source = None if kept is None else f"{kept.header} from {kept.source}"
+    if source is not None and entry.binding is None:
+        source += " (not bound)"
     tools, changed = entry.tools, entry.changed_tools
     return (settings.label, settings.url, source, tools, changed, entry.changed_at)

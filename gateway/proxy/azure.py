@@ -33,7 +33,7 @@ from gateway.exchange.sse import Frame, FrameReader
 from gateway.proxy.multipart import Form
 from gateway.proxy.scrubbing import Scrubber, Seams
 from gateway.registry.directory import Directory, ServerView
-from gateway.vault import Vault
+from gateway.vault import Purpose, Vault
 
 #: Headers of Azure's answers that mean something to an app.
 PASSED_ON = frozenset(
@@ -50,6 +50,7 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _LONGEST_PAUSE = 60.0
 #: Seconds until credentials are opened anew to be looked for in answers.
 _KNOWN_FOR = 60.0
+_LOOKED_FOR = Purpose(sent=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +364,8 @@ class Azure:
             for server in self._directory.view.servers.values():
                 if server.credential is not None:
                     with contextlib.suppress(GatepassError):  # nobody can use it now, either
-                        values.append((await self._vault.open(server.credential.ref)).reveal())
+                        secret = await self._vault.open(server.credential.ref, _LOOKED_FOR)
+                        values.append(secret.reveal())
             known = _Known(version, now + _KNOWN_FOR, self.scrubber.with_more(values))
             self._known = known
         return known.scrubber

@@ -16,17 +16,19 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.audit.ledger import Ledger, Transaction
 from gateway.audit.records import JSONValue
 from gateway.errors import Refused
-from gateway.registry import apps, groups, policies, servers
+from gateway.registry import apps, bindings, groups, policies, servers
 from gateway.registry.changes import By, Change, Difference, differences
 from gateway.registry.declaration import Declaration
 from gateway.registry.settings import AppSettings, GroupSettings, ServerSettings
 from gateway.registry.versions import bump_config, lock_config
 from gateway.store.database import Database
-from gateway.store.references import SecretRef
+from gateway.store.references import SecretRef, origin_of
 from gateway.store.tables import App, ReviewerGroup, Server
 
 #: Stores that this version opens; a credential elsewhere is configured, and warned about.
 _OPENED = ("sealed", "env", "file")
+#: How records name a binding that a file states.
+_FILE = "file"
 _Settings = ServerSettings | AppSettings | GroupSettings
 
 
@@ -67,6 +69,7 @@ class _Stored:
     """What is configured now, by section and name."""
 
     servers: Mapping[str, ServerSettings]
+    bound: frozenset[str]
     apps: Mapping[str, AppSettings]
     disabled: frozenset[str]
     groups: Mapping[str, GroupSettings]
@@ -102,7 +105,7 @@ def _plan(declaration: Declaration, stored: _Stored) -> Plan:
     _check_references(declaration, stored)
     steps = [
         *_steps("reviewer_groups", declaration.groups, stored.groups),
-        *_steps("servers", declaration.servers, stored.servers),
+        *_server_steps(declaration, stored),
         *_steps("apps", declaration.apps, stored.apps),
         *_policy_step(declaration, stored),
     ]
@@ -120,6 +123,21 @@ def _steps(
         differ = differences(before, settings)
         action = "create" if before is None else "change" if differ else "unchanged"
         found.append(Step(section, settings.key, action, differ))
+    return found
+
+
+def _server_steps(declaration: Declaration, stored: _Stored) -> list[Step]:
+    """Those of servers. A file that states a server's credential binds it to the server's origin:
+    it is the operator who writes it.
+    """
+    found = []
+    steps = _steps("servers", declaration.servers, stored.servers)
+    for settings, step in zip(declaration.servers, steps, strict=True):
+        if settings.credential is None or step.differences or settings.label in stored.bound:
+            found.append(step)
+            continue
+        binding = Difference("binding", None, origin_of(settings.url))
+        found.append(Step("servers", step.name, "change", (binding,)))
     return found
 
 
@@ -223,7 +241,9 @@ async def _put_group(change: Change, settings: GroupSettings) -> None:
 
 
 async def _put_server(change: Change, settings: ServerSettings) -> None:
-    await servers.put(change, await servers.find(change.session, settings.label), settings)
+    known = await servers.find(change.session, settings.label)
+    row = await servers.put(change, known, settings, binds=_FILE)
+    await bindings.bind(change, row, _FILE)
 
 
 async def _put_app(change: Change, settings: AppSettings) -> None:
@@ -235,8 +255,10 @@ async def _stored(session: AsyncSession) -> _Stored:
     server_rows = list(await session.exec(live))
     app_rows = list(await session.exec(select(App)))
     active = await policies.active_row(session)
+    bound = await bindings.fitting(session)
     return _Stored(
         servers={row.label: servers.settings_of(row) for row in server_rows},
+        bound=frozenset(row.label for row in server_rows if row.id in bound),
         apps={row.name: apps.settings_of(row) for row in app_rows},
         disabled=frozenset(row.name for row in app_rows if row.disabled_at is not None),
         groups={group.name: group for group in await groups.all_groups(session)},

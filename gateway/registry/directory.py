@@ -22,7 +22,7 @@ from gateway.audit.records import Actor
 from gateway.errors import GatepassError, Refused, Unavailable
 from gateway.exchange.messages import ServerFacts
 from gateway.policy import Policy
-from gateway.registry import addresses, keys, pauses, policies, versions
+from gateway.registry import addresses, bindings, keys, pauses, policies, versions
 from gateway.registry.pauses import PauseView
 from gateway.registry.settings import IdentitySettings
 from gateway.store.database import Database
@@ -259,7 +259,8 @@ async def _load(session: AsyncSession) -> View:
     live_apps = select(App).where(col(App.disabled_at).is_(None))
     apps = {row.id: _app(row) for row in await session.exec(live_apps)}
     live_servers = select(Server).where(col(Server.removed_at).is_(None))
-    servers = [_server(row) for row in await session.exec(live_servers)]
+    bound = await bindings.origins(session)
+    servers = [_server(row, bound) for row in await session.exec(live_servers)]
     live_keys = select(AppKey).where(col(AppKey.revoked_at).is_(None))
     found = [row for row in await session.exec(live_keys) if row.app_id in apps]
     return View(
@@ -300,26 +301,26 @@ def _app(row: App) -> AppView:
     )
 
 
-def _server(row: Server) -> ServerView:
+def _server(row: Server, bound: Mapping[tuple[str, str], str]) -> ServerView:
     return ServerView(
         id=row.id,
         label=row.label,
         url=row.url,
         inject=row.inject,
-        credential=_credential(row),
+        credential=_credential(row, bound),
         description=row.description,
         allow_private_network=row.allow_private_network,
         pin=row.pin,
     )
 
 
-def _credential(row: Server) -> CredentialBinding | None:
+def _credential(row: Server, bound: Mapping[tuple[str, str], str]) -> CredentialBinding | None:
     if row.credential is None:
         return None
-    ref = SecretRef.parse(row.credential["from"])
-    # The scope ties a sealed value to this server at this address.
-    scoped = SecretRef(ref.store, ref.name, ref.field, f"{row.id} {row.url}")
-    return CredentialBinding(row.credential["header"], row.credential.get("scheme"), scoped)
+    source = row.credential["from"]
+    # For this server at this address, if somebody who may has said so.
+    ref = SecretRef.parse(source).to(row.id, row.url, bound.get((source, row.id)))
+    return CredentialBinding(row.credential["header"], row.credential.get("scheme"), ref)
 
 
 async def _policy(session: AsyncSession) -> Policy:

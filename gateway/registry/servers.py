@@ -1,7 +1,8 @@
 """MCP servers: register, change, remove, read, and store a credential that nobody reads back.
 
-A credential belongs to one server at one address. When the address changes, a sealed value is
-destroyed and must be stored again.
+A credential belongs to one server at one origin, as somebody has said who may set credentials
+(`gateway.registry.bindings`). `binds` says how the actor may: as records name it, or None for one
+who may not. When the address changes, a sealed value is destroyed and must be stored again.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.audit.ledger import Ledger
 from gateway.audit.records import Actor, JSONValue
-from gateway.errors import Conflict, NotFound
-from gateway.registry import ending
+from gateway.errors import Conflict, NotAllowed, NotFound
+from gateway.registry import bindings, ending
+from gateway.registry.bindings import Binding, Seen
 from gateway.registry.changes import By, Change, changing, differences, digest_of, names
 from gateway.registry.settings import CredentialSettings, ServerSettings, check_server
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.ids import new_id
-from gateway.store.references import SecretRef
+from gateway.store.references import SecretRef, origin_of
 from gateway.store.tables import Grant, SealedSecret, Server, ToolDefinition
 from gateway.vault import sealed
 
@@ -34,7 +36,8 @@ class ServerEntry:
     """A registered server as people see it.
 
     `stored_at` is when the value of a sealed credential was stored, None when there is none (or
-    the credential lives elsewhere); `tools` and `changed_tools` count known definitions.
+    the credential lives elsewhere); `binding` is None while no credential may be sent to it;
+    `tools` and `changed_tools` count known definitions.
     """
 
     id: str
@@ -42,6 +45,7 @@ class ServerEntry:
     created_at: datetime
     changed_at: datetime
     stored_at: datetime | None = None
+    binding: Binding | None = None
     tools: int = 0
     changed_tools: int = 0
 
@@ -56,9 +60,16 @@ class CredentialValue:
 
 
 async def register(
-    ledger: Ledger, settings: ServerSettings, *, actor: Actor, now: datetime
+    ledger: Ledger,
+    settings: ServerSettings,
+    *,
+    actor: Actor,
+    now: datetime,
+    binds: str | None = None,
 ) -> ServerEntry:
-    """Register a server; `Conflict` when its label or address is taken."""
+    """Register a server; `Conflict` when its label or address is taken, `NotAllowed` when it has
+    a credential and the actor may not bind one.
+    """
     async with changing(ledger, actor, now) as change:
         if await find(change.session, settings.label) is not None:
             raise Conflict(
@@ -66,18 +77,41 @@ async def register(
                 code="server_exists",
                 param="label",
             )
-        row = await put(change, None, settings)
-    return _entry(row)
+        row = await put(change, None, settings, binds=binds)
+        return (await _entries(change.session, [row]))[0]
 
 
 async def change(
-    ledger: Ledger, settings: ServerSettings, *, actor: Actor, now: datetime
+    ledger: Ledger,
+    settings: ServerSettings,
+    *,
+    actor: Actor,
+    now: datetime,
+    binds: str | None = None,
 ) -> ServerEntry:
-    """Give the server of that label these settings; without a difference nothing is recorded."""
+    """Give the server of that label these settings; without a difference nothing is recorded.
+
+    Another credential binds it, for who may; another origin ends the binding for everybody, until
+    `bind`. `NotAllowed` for another credential from an actor who may not bind one.
+    """
     async with changing(ledger, actor, now) as changed:
         row = await _known(changed.session, settings.label)
-        row = await put(changed, row, settings)
-    return _entry(row)
+        row = await put(changed, row, settings, binds=binds)
+        return (await _entries(changed.session, [row]))[0]
+
+
+async def bind(ledger: Ledger, label: str, seen: Seen | None, by: By) -> ServerEntry:
+    """Confirm that the credential of a server may be sent to where the server is now.
+
+    Raises `Conflict` when that is not what was `seen`; None takes it as it is.
+    """
+    async with changing(ledger, by.actor, by.now) as changed:
+        row = await _known(changed.session, label)
+        if row.credential is None:
+            raise Conflict(f"The server {label!r} has no credential.", code="no_credential")
+        seen = seen or Seen(row.credential["from"], origin_of(row.url))
+        await bindings.confirm(changed, row, seen, bindings.how(by.actor))
+        return (await _entries(changed.session, [row]))[0]
 
 
 async def remove(ledger: Ledger, label: str, *, actor: Actor, now: datetime) -> None:
@@ -87,6 +121,7 @@ async def remove(ledger: Ledger, label: str, *, actor: Actor, now: datetime) -> 
         row.removed_at = row.changed_at = now
         changed.session.add(row)
         await _destroy_values(changed.session, row)
+        await bindings.end(changed, row, bindings.REMOVED)
         await _end_grants(changed, row)
         fields: dict[str, JSONValue] = {"before": digest_of(settings_of(row))}
         changed.record("server.removed", {"server": label, "server_id": row.id}, fields)
@@ -105,7 +140,9 @@ async def set_credential(
         before = settings_of(row)
         after = replace(before, credential=_sealed_credential(before, given))
         check_server(after)
-        row = await put(changed, row, after)
+        how = bindings.how(by.actor)
+        row = await put(changed, row, after, binds=how)
+        await bindings.bind(changed, row, how)
         ref = scoped(row)
         version = await sealed.write(changed.session, envelope, ref, given.value, by.now)
         fields: dict[str, JSONValue] = {
@@ -138,11 +175,33 @@ async def find(session: AsyncSession, label: str) -> Server | None:
     return (await session.exec(live)).first()
 
 
-async def put(change: Change, row: Server | None, settings: ServerSettings) -> Server:
-    """Make the row say what `settings` say, with its records, in the caller's transaction."""
+async def put(
+    change: Change, row: Server | None, settings: ServerSettings, *, binds: str | None
+) -> Server:
+    """Make the row say what `settings` say, with its records, in the caller's transaction.
+
+    Raises `NotAllowed` for another credential from an actor who may not bind one.
+    """
     await _check_address_is_free(change.session, row, settings)
-    if row is None:
-        return await _insert(change, settings)
+    before = None if row is None else settings_of(row)
+    another = settings.credential is not None and (
+        before is None or before.credential != settings.credential
+    )
+    if another and binds is None:
+        raise NotAllowed(
+            "A server's credential is set and changed by who may set credentials; leave it out, or "
+            "as it is.",
+            code="credential_not_allowed",
+            param="credential",
+        )
+    row = await (_insert(change, settings) if row is None else _change(change, row, settings))
+    await bindings.end(change, row)
+    if another and binds is not None:
+        await bindings.bind(change, row, binds)
+    return row
+
+
+async def _change(change: Change, row: Server, settings: ServerSettings) -> Server:
     before = settings_of(row)
     found = differences(before, settings)
     if not found:
@@ -186,11 +245,11 @@ def settings_of(row: Server) -> ServerSettings:
 
 def scoped(row: Server) -> SecretRef:
     """The reference of the server's credential, tied to its id and address."""
-    ref = SecretRef.parse((row.credential or {})["from"])
-    return replace(ref, scope=f"{row.id} {row.url}")
+    return SecretRef.parse((row.credential or {})["from"]).to(row.id, row.url, None)
 
 
 async def _insert(change: Change, settings: ServerSettings) -> Server:
+    await _check_label(change.session, settings.label)
     await _free_label(change.session, settings.label)
     row = Server(
         id=new_id("srv", change.now),
@@ -216,6 +275,19 @@ def _write(row: Server, settings: ServerSettings) -> None:
     row.inject = settings.inject
     row.credential = settings.credential.row() if settings.credential else None
     row.pin = settings.pin
+
+
+async def _check_label(session: AsyncSession, label: str) -> None:
+    alike = select(Server.label).where(
+        func.lower(col(Server.label)) == label.lower(), col(Server.removed_at).is_(None)
+    )
+    if (other := (await session.exec(alike)).first()) is not None:
+        # People, and rules for people, would take one for the other.
+        raise Conflict(
+            f"The label {label!r} differs from that of {other!r} in letter case alone.",
+            code="server_exists",
+            param="label",
+        )
 
 
 async def _free_label(session: AsyncSession, label: str) -> None:
@@ -282,12 +354,14 @@ async def _known(session: AsyncSession, label: str) -> Server:
 async def _entries(session: AsyncSession, rows: list[Server]) -> list[ServerEntry]:
     known, changed = await _tool_counts(session)
     stored = await _stored_at(session)
+    bound = await bindings.fitting(session)
     return [
         replace(
             _entry(row),
             tools=known.get(row.id, 0),
             changed_tools=changed.get(row.id, 0),
             stored_at=stored.get(_value_name(row)),
+            binding=bound.get(row.id),
         )
         for row in rows
     ]

@@ -6,7 +6,8 @@ A reference may be shown to anybody. Its value is opened by `gateway.vault` alon
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from gateway.errors import Refused
 
@@ -25,6 +26,7 @@ _NAMES = {
     "file": re.compile(r"/[^\x00-\x1f\x7f#]{1,500}"),
 }
 _ANY = re.compile(r"[^\x00-\x20\x7f#]{1,500}")
+_PORTS = {"http": 80, "https": 443}
 _FIELD = re.compile(r"[A-Za-z0-9._-]{1,80}")
 
 
@@ -32,14 +34,16 @@ _FIELD = re.compile(r"[A-Za-z0-9._-]{1,80}")
 class SecretRef:
     """`store:name` or `store:name#field`; prints as it is written in the configuration.
 
-    `scope` says what the value may be used for (a server's id and address); a sealed value opens
-    under the scope it was written for and no other.
+    `scope` says what the value is wanted for (a server's id and address); a sealed value opens
+    under the scope it was written for and no other. `bound` says what it may be used for (a
+    server's id and origin); the vault opens nothing for a scope outside of that.
     """
 
     store: str
     name: str
     field: str | None = None
     scope: str | None = None
+    bound: str | None = None
 
     def __str__(self) -> str:
         return f"{self.store}:{self.name}" + (f"#{self.field}" if self.field else "")
@@ -50,6 +54,21 @@ class SecretRef:
         # The first word of a scope is the id of the server: two servers never share a value.
         owner = (self.scope or "").partition(" ")[0]
         return f"{owner}/{self.name}" if owner else self.name
+
+    def to(self, owner: str, url: str, bound: str | None) -> SecretRef:
+        """The reference for what is sent to `owner` at `url` (in normal form).
+
+        `bound` is the origin for which somebody who may has bound it to this owner, None when
+        nobody has.
+        """
+        where = None if bound is None else f"{owner} {bound}"
+        return replace(self, scope=f"{owner} {url}", bound=where)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether what it is wanted for is what it may be used for."""
+        owner, _, url = (self.scope or "").partition(" ")
+        return bool(url) and self.bound == f"{owner} {origin_of(url)}"
 
     @classmethod
     def parse(cls, text: str) -> SecretRef:
@@ -74,3 +93,11 @@ class SecretRef:
                 code="secret_reference_invalid",
             )
         return cls(store, name, field or None)
+
+
+def origin_of(url: str) -> str:
+    """`scheme://host:port` of a URL in normal form, the port always there (RFC 6454 §4)."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}:{parts.port or _PORTS[parts.scheme]}"

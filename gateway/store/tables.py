@@ -149,6 +149,21 @@ class SealedSecret(SQLModel, table=True):
     created_at: datetime = _time()
 
 
+class BoundCredential(SQLModel, table=True):
+    """To which origin a server may be sent the secret behind a reference, and who said so.
+
+    Without such a row, nothing is opened for the server, whatever its configuration names.
+    """
+
+    __tablename__ = "bound_credentials"
+    reference: str = Field(primary_key=True)
+    server_id: str = Field(primary_key=True, foreign_key="servers.id")
+    origin: str  # scheme://host:port
+    bound_by: str  # who, as records name them
+    bound_how: str  # session | token | host | file | migration
+    bound_at: datetime = _time()
+
+
 class PolicyVersion(SQLModel, table=True):
     """An immutable list of rules; exactly one version at most is active."""
 

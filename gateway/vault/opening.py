@@ -9,7 +9,7 @@ from typing import Protocol
 from gateway.errors import Unavailable
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
-from gateway.store.references import STORES, SecretRef
+from gateway.store.references import STORES, SecretRef, origin_of
 from gateway.vault.environment import EnvironmentStore
 from gateway.vault.files import FileStore
 from gateway.vault.sealed import SealedStore
@@ -41,7 +41,12 @@ class Vault:
         self._stores = dict(stores)
 
     async def open(self, ref: SecretRef, purpose: Purpose = _USUAL) -> Secret:
-        """The secret behind `ref`; raises `Unavailable`, and nothing else, when there is none."""
+        """The secret behind `ref`; raises `Unavailable`, and nothing else, when there is none.
+
+        Nothing is opened for sending that is not bound to where the scope of `ref` says it goes.
+        """
+        if purpose.sent and not ref.is_bound:
+            raise Unavailable(_unbound(ref), code="credential_unbound")
         store = self._stores.get(ref.store)
         if store is None:
             raise Unavailable(self._no_such(ref.store), code="secret_store_unknown")
@@ -96,4 +101,13 @@ def open_vault(
             "env": EnvironmentStore(environment),
             "file": FileStore(keep_out),
         }
+    )
+
+
+def _unbound(ref: SecretRef) -> str:
+    url = (ref.scope or "").partition(" ")[2]
+    where = f"to the server at {origin_of(url)}" if url else "to a server"
+    return (
+        f"The credential {ref} is not bound {where}. Somebody who may set credentials must bind it "
+        "anew: 'gatepass credentials bind SERVER'."
     )

@@ -48,10 +48,12 @@ class Purpose:
     `fresh`: a call that was approved goes out with it, so the store itself is asked, and nothing
     kept in memory will do. `end_user` is the access token of whom the app acts for, where it gave
     one: some stores exchange it for another that is good for the server.
+    Without `sent`, the value goes nowhere: it is looked for in what comes back.
     """
 
     fresh: bool = True
     end_user: Secret | None = None
+    sent: bool = True
 
 
 def check_value(name: str, value: str) -> str:

@@ -101,7 +101,9 @@ async def test_a_file_is_applied_and_applying_it_again_changes_nothing(
     assert [body["type"] for body in found] == [
         "group.changed",
         "server.registered",
+        "credential.bound",
         "server.registered",
+        "credential.bound",
         "app.created",
         "policy.activated",
         "config.applied",
@@ -114,7 +116,7 @@ async def test_a_file_is_applied_and_applying_it_again_changes_nothing(
     assert not again.changes
     assert {step.action for step in again.steps} == {"unchanged"}
     assert await snapshot(db) == before
-    assert len(await bodies(db)) == 6
+    assert len(await bodies(db)) == 8
     await ledger.settle()
     await check_ledger(db)
 

@@ -28,7 +28,7 @@ from gateway.store.tables import metadata
 from tests.support.repository import ROOT
 
 pytestmark = pytest.mark.slow
-VERSIONS = ("0001", "0002", "0003")
+VERSIONS = ("0001", "0002", "0003", "0006")
 MOMENT = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 
 
@@ -126,6 +126,49 @@ async def test_rows_of_every_version_stay_as_they_are_and_are_readable(db_url: s
     await asyncio.to_thread(command.downgrade, migration._config(db_url), "0001")
     await upgrade(db_url, "head")
     await on(db_url, lambda connection: connection.execute(select(Table("apps", metadata))).all())
+
+
+async def test_credentials_that_are_configured_are_bound_to_where_their_servers_are(
+    db_url: str,
+) -> None:
+    await upgrade(db_url, "0003")
+    told = [
+        ("srv_1", "crm", "https://crm.example/mcp", "env:CRM", None),
+        ("srv_2", "wiki", "http://[2001:db8::1]:8080/", "sealed:wiki", None),
+        ("srv_3", "old", "https://old.example/", "env:OLD", MOMENT),
+        ("srv_4", "open", "https://open.example/", None, None),
+    ]
+
+    def configure(connection: Connection) -> None:
+        servers = reflected(connection).tables["servers"]
+        for server_id, label, url, source, removed in told:
+            connection.execute(
+                servers.insert().values(
+                    id=server_id,
+                    label=label,
+                    url=url,
+                    credential=None if source is None else {"header": "X-Key", "from": source},
+                    allow_private_network=False,
+                    inject="headers",
+                    pin="on_first_use",
+                    created_at=MOMENT,
+                    changed_at=MOMENT,
+                    removed_at=removed,
+                )
+            )
+
+    await on(db_url, configure)
+    await upgrade(db_url, "head")
+
+    def bound(connection: Connection) -> list[Any]:
+        rows = connection.execute(select(Table("bound_credentials", metadata))).all()
+        assert all(row.bound_at > MOMENT for row in rows)
+        return sorted(tuple(row)[:5] for row in rows)
+
+    assert await on(db_url, bound) == [
+        ("env:CRM", "srv_1", "https://crm.example:443", "migration", "migration"),
+        ("sealed:wiki", "srv_2", "http://[2001:db8::1]:8080", "migration", "migration"),
+    ]
 
 
 async def test_a_lock_of_another_makes_it_give_up_with_nothing_half_done(

@@ -26,7 +26,7 @@ from gateway.registry.settings import (
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.tables import AppKey, AuditRecord, Meta, PolicyVersion, SealedSecret
-from gateway.vault import open_vault
+from gateway.vault import Purpose, open_vault
 from tests.support.clock import FakeClock
 from tests.support.ledger import make_ledger
 
@@ -199,6 +199,8 @@ async def test_S_17_another_address_or_removal_destroys_the_value(
     assert binding is not None
     with pytest.raises(Unavailable):
         await vault.open(binding.ref)
+    with pytest.raises(Unavailable):  # nor for what is only looked for in answers
+        await vault.open(binding.ref, Purpose(sent=False))
     await servers.set_credential(ledger, envelope, "crm", CredentialValue(CANARY), by)
     await servers.remove(ledger, "crm", **who)
     async with db.reading() as session:
@@ -212,7 +214,9 @@ async def test_other_changes_keep_the_value(
     by = By(ADMIN, clock())
     await servers.set_credential(ledger, envelope, "crm", CredentialValue(CANARY), by)
     credential = CredentialSettings("X-Key", None, "sealed:crm")
-    await servers.change(ledger, ServerSettings("crm", CRM.url, credential=credential), **who)
+    await servers.change(
+        ledger, ServerSettings("crm", CRM.url, credential=credential), **who, binds="host"
+    )
     assert (await servers.read(db, "crm")).stored_at is not None
 
 

@@ -15,8 +15,9 @@ from gateway.store.references import SecretRef
 from gateway.store.tables import SealedSecret
 from gateway.vault import Vault, open_vault, sealed
 from tests.support.clock import FakeClock
+from tests.support.credentials import bound
 
-HERE = SecretRef("sealed", "crm", scope="srv_1 https://crm.example/mcp")
+HERE = bound("sealed:crm")
 VALUE = "canary-7f3a-9e21"
 
 
@@ -68,14 +69,19 @@ async def test_nothing_in_the_table_is_readable(
 
 @pytest.mark.parametrize(
     "scope",
-    ["srv_1 https://evil.example/mcp", "srv_2 https://crm.example/mcp", "srv_1", "", None],
+    [
+        "srv_1 https://evil.example/mcp",
+        "srv_2 https://crm.example/mcp",
+        "srv_1 https://crm.example/",
+    ],
 )
 async def test_S_17_a_value_opens_for_its_server_and_address_alone(
-    db: Database, envelope: Envelope, clock: FakeClock, scope: str | None
+    db: Database, envelope: Envelope, clock: FakeClock, scope: str
 ) -> None:
     await store(db, envelope, VALUE, clock)
     with pytest.raises(Unavailable) as caught:
-        await vault(db, envelope).open(SecretRef("sealed", "crm", scope=scope))
+        await vault(db, envelope).open(bound("sealed:crm", *scope.split()))
+    assert caught.value.code in {"secret_missing", "sealed_value_broken"}
     assert "canary" not in str(caught.value)
 
 
@@ -83,7 +89,7 @@ async def test_S_17_a_row_moved_to_another_server_does_not_open(
     db: Database, envelope: Envelope, clock: FakeClock
 ) -> None:
     await store(db, envelope, VALUE, clock)
-    other = SecretRef("sealed", "crm", scope="srv_2 https://crm.example/mcp")
+    other = bound("sealed:crm", "srv_2")
     async with db.transaction() as session:
         row = (await session.exec(select(SealedSecret))).one()
         session.add(SealedSecret(**{**row.model_dump(), "name": other.stored_as}))
@@ -142,7 +148,7 @@ async def test_environment_variables(sqlite: Database, envelope: Envelope) -> No
     opener = vault(
         sqlite, envelope, WIKI_TOKEN=VALUE, EMPTY="", BROKEN="a\nb", GATEPASS_MASTER_KEY=VALUE
     )
-    assert (await opener.open(SecretRef.parse("env:WIKI_TOKEN"))).reveal() == VALUE
+    assert (await opener.open(bound("env:WIKI_TOKEN"))).reveal() == VALUE
     for text, message in (
         ("env:MISSING", "The environment variable MISSING is not set"),
         ("env:EMPTY", "env:EMPTY is empty"),
@@ -151,7 +157,7 @@ async def test_environment_variables(sqlite: Database, envelope: Envelope) -> No
         ("env:gatepass_master_key", "a variable of the gateway itself"),
     ):
         with pytest.raises(Unavailable, match=message) as caught:
-            await opener.open(SecretRef.parse(text))
+            await opener.open(bound(text))
         assert "canary" not in str(caught.value)
 
 
@@ -159,7 +165,7 @@ async def test_files_are_read_anew_when_they_change(
     sqlite: Database, envelope: Envelope, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
-    ref = SecretRef.parse(f"file:{file}")
+    ref = bound(f"file:{file}")
     opener = vault(sqlite, envelope)
     with pytest.raises(Unavailable, match="No such file or directory"):
         await opener.open(ref)
@@ -194,7 +200,7 @@ async def test_files_that_hold_no_value(
     file = tmp_path / "token"
     file.write_bytes(content)
     with pytest.raises(Unavailable, match=message):
-        await vault(sqlite, envelope).open(SecretRef.parse(f"file:{file}"))
+        await vault(sqlite, envelope).open(bound(f"file:{file}"))
 
 
 async def test_the_gateways_own_files_are_no_credentials(
@@ -208,7 +214,7 @@ async def test_the_gateways_own_files_are_no_credentials(
     opener = vault(sqlite, envelope, data)
     for path in (data / "signing.key", link, tmp_path / "x" / ".." / "data" / "signing.key"):
         with pytest.raises(Unavailable, match="a file of the gateway itself"):
-            await opener.open(SecretRef.parse(f"file:{path}"))
+            await opener.open(bound(f"file:{path}"))
 
 
 @pytest.mark.parametrize("text", ["vault:kv/mcp/crm#token", "keyvault:corp/crm", "oauth:crm"])
@@ -216,7 +222,7 @@ async def test_other_stores_are_refused_and_say_what_there_is(
     sqlite: Database, envelope: Envelope, text: str
 ) -> None:
     opener = vault(sqlite, envelope)
-    ref = SecretRef.parse(text)
+    ref = bound(text)
     with pytest.raises(Unavailable) as caught:
         await opener.open(ref)
     sentence = f"The secret store '{ref.store}:' is not part of this version; this installation "
@@ -227,4 +233,4 @@ async def test_other_stores_are_refused_and_say_what_there_is(
 
 async def test_an_unknown_store_is_refused(sqlite: Database, envelope: Envelope) -> None:
     with pytest.raises(Unavailable, match="'aws:' is unknown"):
-        await vault(sqlite, envelope).open(SecretRef("aws", "x"))
+        await vault(sqlite, envelope).open(SecretRef("aws", "x", None, HERE.scope, HERE.bound))
