@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from gateway.approvals.decisions import Approvals
@@ -10,15 +9,13 @@ from gateway.approvals.rulings import Rulings
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.config import Settings
+from gateway.probing.probes import Prober, Turns
 from gateway.registry.directory import Directory
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.notifications import Notifications
 from gateway.telemetry import Clock
 from gateway.vault import Vault
-
-#: Really asks a registered server, by label, what it offers.
-Probe = Callable[[str], Awaitable[dict[str, object]]]
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,15 @@ class Services:
     notifications: Notifications
     wakeups: Wakeups
     clock: Clock
-    probe: Probe | None = None
     rulings: Rulings = field(default_factory=Rulings)
+    probes: Turns = field(default_factory=Turns)
 
     @property
     def approvals(self) -> Approvals:
         """The collaborators of the approval use cases."""
         return Approvals(self.ledger, self.envelope, self.wakeups, self.rulings)
+
+    @property
+    def prober(self) -> Prober:
+        """What asks servers, for real, what they are like."""
+        return Prober(self.ledger, self.vault, self.clock, self.probes)

@@ -38,7 +38,7 @@ def configure_logging(level: str) -> None:
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=number, format="%(message)s", stream=sys.stderr, force=True)
-    for library in ("aiohttp", "httpx2", "httpcore", "sqlalchemy", "aiosqlite", "asyncio", "mcp"):
+    for library in ("aiohttp", "httpx2", "httpcore2", "sqlalchemy", "aiosqlite", "asyncio"):
         logging.getLogger(library).setLevel(logging.WARNING)
     structlog.configure(
         processors=[

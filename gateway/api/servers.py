@@ -11,9 +11,10 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.api.access import House, may, refusal
-from gateway.errors import GatepassError, NotAllowed
+from gateway.errors import NotAllowed
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission, allowed
+from gateway.probing.report import Report
 from gateway.registry import bindings, servers, tools
 from gateway.registry.bindings import Seen
 from gateway.registry.changes import By
@@ -154,6 +155,14 @@ class AcceptIn(BaseModel):
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
 
 
+class ProbeIn(BaseModel):
+    """An address to visit before it is registered."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    url: str = Field(max_length=2048)
+    allow_private_network: bool = False
+
+
 router = APIRouter(tags=["servers"])
 Reader = Annotated[Principal, Depends(may(Permission.READ_SERVERS))]
 Writer = Annotated[Principal, Depends(may(Permission.WRITE_SERVERS))]
@@ -246,12 +255,18 @@ async def accept_tool(house: House, who: Writer, label: str, tool: str, body: Ac
     await tools.accept(house.ledger, label, seen, actor=who.actor, now=house.clock())
 
 
-@router.post("/servers/{label}/probe")
-async def probe_server(house: House, _who: Writer, label: str) -> Any:
-    """Connect to the server with its credential and list its tools, as Azure would."""
-    if house.probe is None:
-        raise GatepassError("Probing is not available here.", code="not_available", status=501)
-    return await house.probe(label)
+@router.post("/servers/probe", response_model=Report)
+async def probe_address(house: House, who: Writer, body: ProbeIn) -> Any:
+    """Visit an address that need not be registered, without a credential, and list its tools."""
+    return await house.prober.address(
+        body.url, who.actor, allow_private_network=body.allow_private_network
+    )
+
+
+@router.post("/servers/{label}/probe", response_model=Report)
+async def probe_server(house: House, who: Writer, label: str) -> Any:
+    """Visit the server with its credential, as Azure would, and without; pin what it lists."""
+    return await house.prober.server(label, who.actor)
 
 
 @contextlib.asynccontextmanager

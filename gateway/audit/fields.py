@@ -123,6 +123,7 @@ FIELDS: Mapping[str, Field] = MappingProxyType(
         "input_tokens": Field("integer", "tokens read by the model"),
         "instead_of": Field("text", "the user for whom the reviewer stood in"),
         "key_id": Field("text", "the public id of the key, never the key"),
+        "listed": Field("integer", "how many tools the server listed"),
         "match": Field("boolean", "whether what was executed is what was approved"),
         "max_uses": Field("integer", "how many times it may be used"),
         "members": Field("integer", "how many members there are now"),

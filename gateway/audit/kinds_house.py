@@ -78,6 +78,20 @@ CONFIGURATION = {
         _CONFIGURED,
         example({"server": "crm"}),
     ),
+    "server.probed": Kind(
+        "A server was visited to see what it is like; without an id it is not registered.",
+        "{actor} probed {server} {url}: {outcome}.",
+        (),
+        ("outcome", "url"),
+        ("listed", "milliseconds"),
+        example(
+            {"server": "crm"},
+            outcome="answered",
+            url="https://mcp.crm.example/mcp",
+            listed=12,
+            milliseconds=240,
+        ),
+    ),
     "credential.written": Kind(
         "The credential of a server was stored or bound; its value stands nowhere in the ledger.",
         "{actor} wrote the credential {reference} of {server}.",

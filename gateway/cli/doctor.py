@@ -152,21 +152,23 @@ async def _server(house: House, server: ServerView) -> list[Finding]:
             return "ok", f"{ref} can be opened"
 
         found.append(await _ask(f"{part}: credential", opens, house))
-    found.append(await _reachable(part, server.url))
+    found.append(await _visited(house, part, server.label))
     return found
 
 
-async def _reachable(part: str, url: str) -> Finding:
-    parts = urlsplit(url)
-    port = parts.port or {"http": 80}.get(parts.scheme, 443)
+async def _visited(house: House, part: str, label: str) -> Finding:
+    """A real visit. What keeps us out need not keep Azure out, but for a refused credential."""
     try:
-        async with asyncio.timeout(_PATIENCE):
-            _, writer = await asyncio.open_connection(parts.hostname, port)
-            writer.close()
-    except (OSError, TimeoutError):
-        detail = f"{parts.hostname}:{port} cannot be reached from here; Azure must reach it"
-        return Finding(part, "warning", detail)
-    return Finding(part, "ok", f"{parts.hostname}:{port} can be reached from here")
+        report = await house.services.prober.look(label)
+    except GatepassError as error:
+        return Finding(part, "warning", error.message)
+    visit = report.visit
+    if not report.answered:
+        state = "failed" if visit.outcome == "credential_refused" else "warning"
+        return Finding(part, state, f"{visit.sentence} Azure must reach it")
+    if report.warnings:
+        return Finding(part, "warning", " ".join(one.sentence for one in report.warnings))
+    return Finding(part, "ok", visit.sentence)
 
 
 def _keys(settings: Settings) -> list[Finding]:

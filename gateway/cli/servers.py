@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.output import FAILED, USAGE, Json, complain, emit, say, table
+from gateway.cli.output import FAILED, Json, complain, emit, say, table
+from gateway.cli.probed import show
 
 if TYPE_CHECKING:
     from gateway.cli.runtime import House
+    from gateway.probing.report import Report
     from gateway.registry.bindings import Use
     from gateway.registry.servers import ServerEntry
 
@@ -19,19 +21,23 @@ app = typer.Typer(no_args_is_help=True, help="Registered MCP servers.")
 credentials = typer.Typer(no_args_is_help=True, help="What opens a server; nobody reads it back.")
 
 Label = Annotated[str, typer.Argument(metavar="LABEL", help="Label of the server.")]
+Private = Annotated[
+    bool, typer.Option("--allow-private-network", help="Plain http, private addresses.")
+]
 _LONGEST = 16384
 
 
 @app.command("add")
-def add(
+def add(  # noqa: PLR0913 - each is an option
     label: Label,
     url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server.")],
     credential: Annotated[
         str | None, typer.Option(help="Reference to a secret: env:NAME, file:PATH or sealed:NAME.")
     ] = None,
     inject: Annotated[str, typer.Option(help="headers or authorization.")] = "headers",
-    private: Annotated[
-        bool, typer.Option("--allow-private-network", help="Plain http, private addresses.")
+    private: Private = False,
+    probing: Annotated[
+        bool, typer.Option("--probe", help="Visit it then, and show what is found.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -51,13 +57,20 @@ def add(
         given["credential"] = {"header": "Authorization", "scheme": "Bearer", "from": credential}
     settings = read_object(given, "server", read_server)
 
-    async def work(house: House) -> ServerEntry:
-        return await servers.register(
+    async def work(house: House) -> tuple[ServerEntry, Report | None]:
+        made = await servers.register(
             house.ledger, settings, actor=house.actor, now=house.clock(), binds=house.actor.auth
         )
+        prober = house.services.prober
+        return made, await prober.server(label, house.actor) if probing else None
 
-    entry = run(work)
-    emit(entry) if as_json else say(f"Registered {label}: {entry.settings.url}")
+    entry, report = run(work)
+    if report is None:
+        emit(entry) if as_json else say(f"Registered {label}: {entry.settings.url}")
+        return
+    if not as_json:
+        say(f"Registered {label}: {entry.settings.url}")
+    show(report, as_json=as_json)
 
 
 @app.command("list")
@@ -81,19 +94,26 @@ def listing(as_json: Json = False) -> None:
 
 
 @app.command("probe")
-def probe(label: Label, as_json: Json = False) -> None:
-    """Connect to a server with its credential and list its tools."""
+def probe(
+    target: Annotated[
+        str, typer.Argument(metavar="LABEL|URL", help="A registered server, or any address.")
+    ],
+    private: Private = False,
+    as_json: Json = False,
+) -> None:
+    """Visit a server through the official MCP client and show what is found.
+
+    A registered one with its credential and without; an address without.
+    """
     from gateway.cli.runtime import run
 
-    async def work(house: House) -> Any:
-        ask = house.services.probe
-        return None if ask is None else await ask(label)
+    async def work(house: House) -> Report:
+        prober = house.services.prober
+        if "://" in target:
+            return await prober.address(target, house.actor, allow_private_network=private)
+        return await prober.server(target, house.actor)
 
-    found = run(work)
-    if found is None:
-        complain("probing is not available in this version")
-        raise typer.Exit(USAGE)
-    emit(found) if as_json else say(f"{label} answers: {found}")
+    show(run(work), as_json=as_json)
 
 
 @app.command("remove")

@@ -31,8 +31,9 @@ from gateway.exchange.messages import (
 )
 from gateway.exchange.sse import Frame, FrameReader
 from gateway.proxy.multipart import Form
-from gateway.proxy.scrubbing import Scrubber, Seams
+from gateway.proxy.scrubbing import Seams
 from gateway.registry.directory import Directory, ServerView
+from gateway.scrubbing import Scrubber
 from gateway.vault import Purpose, Vault
 
 #: Headers of Azure's answers that mean something to an app.

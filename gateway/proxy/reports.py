@@ -15,6 +15,7 @@ from gateway.proxy.assignment import Tools
 from gateway.proxy.leave import AtAzure
 from gateway.proxy.live import Live
 from gateway.registry import tools as tool_definitions
+from gateway.registry.definitions import canonical
 from gateway.telemetry import log
 
 
@@ -64,7 +65,8 @@ class Reports:
         server = self.servers().get(listed.server_label)
         if server is not None:
             ledger, now = self._tools.context.ledger, self._tools.clock()
-            await tool_definitions.observe(ledger, server.id, listed.tools, now=now)
+            definitions = [canonical(tool) for tool in listed.tools]
+            await tool_definitions.observe(ledger, server.id, definitions, now=now)
 
     async def _observed(self, observed: Observed) -> None:
         approval_id = self.approvals.get(observed.request_id)

@@ -19,10 +19,11 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.audit.records import Actor
+from gateway.egress import addresses
 from gateway.errors import GatepassError, Refused, Unavailable
 from gateway.exchange.messages import ServerFacts
 from gateway.policy import Policy
-from gateway.registry import addresses, bindings, keys, pauses, policies, versions
+from gateway.registry import bindings, keys, pauses, policies, versions
 from gateway.registry.pauses import PauseView
 from gateway.registry.settings import IdentitySettings
 from gateway.store.database import Database

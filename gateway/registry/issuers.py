@@ -1,14 +1,13 @@
 """The public keys of token issuers: found by OpenID Connect discovery, kept for a while.
 
-Only registered issuers are ever asked, over https (plain http on this machine alone), without
-following redirects. What a token says about where keys are is never looked at.
+Only registered issuers are ever asked, over https (plain http on this machine alone), through the
+guarded client. What a token says about where keys are is never looked at.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +16,15 @@ import orjson
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey, import_key
 
+from gateway.egress import addresses
+from gateway.egress.client import Bounds, open_client
 from gateway.errors import Refused, Unavailable
-from gateway.registry import addresses
 from gateway.telemetry import Clock, log
 
 Key = RSAKey | ECKey
 
-_SECONDS = 10.0
-_LARGEST = 1024 * 1024
+#: A company's own issuer is often in its own network.
+_BOUNDS = Bounds(allow_private_network=True)
 #: Seconds: fetched anew when older than this; used that long if fetching fails; and the pause
 #: between two fetches after a good one and after a bad one.
 _STALE, _USELESS = 3600.0, 86_400.0
@@ -39,8 +39,9 @@ _FAILURES = (
 class Issuers:
     """The keys of every issuer that was asked for. One per process."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, bounds: Bounds = _BOUNDS) -> None:
         self._clock = clock
+        self._bounds = bounds
         self._known: dict[str, _Issuer] = {}
 
     async def key(self, issuer: str, name: str) -> Key | None:
@@ -51,7 +52,7 @@ class Issuers:
             return found.keys[name]
         async with found.lock:
             if (found.is_due(now) or name not in found.keys) and now >= found.next_fetch:
-                await found.fetch(now)
+                await found.fetch(now, self._bounds)
         if now - found.fetched > _USELESS:
             raise Unavailable(
                 "The keys of the token's issuer cannot be fetched, so it cannot be checked.",
@@ -74,11 +75,11 @@ class _Issuer:
         """Whether the keys are so old that one may have been withdrawn."""
         return now - self.fetched > _STALE
 
-    async def fetch(self, now: float) -> None:
+    async def fetch(self, now: float, bounds: Bounds) -> None:
         """Fetch the keys; if that fails, those from before stay."""
         try:
-            async with asyncio.timeout(_SECONDS):
-                self.keys = await _fetched(self.issuer)
+            async with asyncio.timeout(bounds.seconds):
+                self.keys = await _fetched(self.issuer, bounds)
         except _FAILURES as error:
             self.next_fetch = now + _AFTER_FAILURE
             log.warning("issuer.unavailable", issuer=self.issuer, error=type(error).__name__)
@@ -86,12 +87,8 @@ class _Issuer:
             self.fetched, self.next_fetch = now, now + _AFTER_SUCCESS
 
 
-async def _fetched(issuer: str) -> dict[str, Key]:
-    # Reading the certificates takes long enough to be felt by everybody else.
-    context = await asyncio.to_thread(ssl.create_default_context)
-    async with httpx2.AsyncClient(
-        verify=context, timeout=_SECONDS, follow_redirects=False, trust_env=False
-    ) as client:
+async def _fetched(issuer: str, bounds: Bounds) -> dict[str, Key]:
+    async with open_client(bounds) as client:
         found = await _document(client, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if found.get("issuer") != issuer:
             raise ValueError("the document is another issuer's")
@@ -100,15 +97,10 @@ async def _fetched(issuer: str) -> dict[str, Key]:
 
 
 async def _document(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
-    raw = bytearray()
-    async with client.stream("GET", url, headers={"accept-encoding": "identity"}) as answer:
-        if answer.status_code != 200:
-            raise ValueError(f"answered {answer.status_code}")
-        async for chunk in answer.aiter_bytes():
-            raw += chunk
-            if len(raw) > _LARGEST:
-                raise ValueError("the document is too long")
-    document = orjson.loads(bytes(raw))
+    answer = await client.get(url)
+    if answer.status_code != 200:
+        raise ValueError(f"answered {answer.status_code}")
+    document = orjson.loads(answer.content)
     if not isinstance(document, dict):
         raise ValueError("not an object")
     return document

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.egress import addresses
 from gateway.errors import Refused
-from gateway.registry import addresses
 from gateway.registry.members import Members, read_object
 from gateway.store.references import SecretRef
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.demo.runner import serve
 from gateway.registry import tools
+from tests.support import mcp_servers
 from tests.support.house import CallWanted, Somebody, held_call
 
 CANARY = "canary-4f1c9d"
@@ -234,10 +236,28 @@ async def test_reviewer_groups(client, adm: Somebody, ann: Somebody) -> None:
     assert listed == {"items": []}
 
 
-async def test_probing_says_when_it_cannot(client, adm: Somebody) -> None:
-    answer = await _post(client, adm, "/servers/wiki/probe", {})
-    assert answer.status_code in {404, 501}
-    assert answer.headers["content-type"] == "application/problem+json"
+async def test_servers_and_addresses_are_probed(client, adm: Somebody, ann: Somebody) -> None:
+    async with serve(mcp_servers.server(mcp_servers.these(mcp_servers.tool("now")))) as url:
+        body = {"url": f"{url}/mcp", "allow_private_network": True}
+        found = (await _post(client, adm, "/servers/probe", body)).json()
+        assert (found["label"], found["visit"]["outcome"]) == (None, "answered")
+        await _post(client, adm, "/servers", {"label": "wiki", **body})
+        found = (await _post(client, adm, "/servers/wiki/probe", {})).json()
+        [seen] = found["visit"]["tools"]
+        assert (found["label"], seen["name"]) == ("wiki", "now")
+        assert [warning["code"] for warning in found["warnings"]] == ["no_credential", "plain_http"]
+        known = (await client.get("/api/v1/servers/wiki/tools", headers=adm.bearer)).json()
+        assert [item["pinned_digest"] for item in known["items"]] == [seen["digest"]]
+        assert (await _post(client, ann, "/servers/wiki/probe", {})).status_code == 403
+        assert (await _post(client, ann, "/servers/probe", body)).status_code == 403
+        # What is inside must be asked for by name.
+        refused = await _post(client, adm, "/servers/probe", {"url": f"{url}/mcp"})
+        assert (refused.status_code, refused.json()["code"]) == (400, "server_url_invalid")
+    for body in ({"url": "stdio:python"}, {"url": "file:///etc/passwd"}):
+        assert (await _post(client, adm, "/servers/probe", body)).status_code == 400
+    for body in ({}, {"url": 5}, {"url": url, "command": "python"}):
+        assert (await _post(client, adm, "/servers/probe", body)).status_code == 422
+    assert (await _post(client, adm, "/servers/nobody/probe", {})).status_code == 404
 
 
 async def test_versions_are_compared_and_put_in_shadow(

@@ -6,6 +6,8 @@ import asyncio
 import json
 import re
 import socket
+import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from gateway.audit.checkpoint import Proof
 from gateway.cli import app
 from gateway.cli.runtime import opened
 from gateway.config import Settings
+from gateway.demo.mcp_server import McpSettings, create_mcp_server
+from gateway.demo.runner import serve
 from gateway.identity import people
 from gateway.store.tables import Server
 from gateway.telemetry import utc_now
@@ -324,6 +328,50 @@ def test_a_credential_comes_from_stdin_or_a_file_and_stays_secret(host, tmp_path
     assert host.run("credentials", "set", "wiki", stdin="").exit_code == 1
     assert host.run("credentials", "set", "none", stdin="x").exit_code == 1
     assert host.run("credentials", "set", "wiki", "value").exit_code == 2
+
+
+@pytest.fixture
+def bank() -> Iterator[str]:
+    """The address of a real MCP server that wants a token, in a loop of its own."""
+    ready, stop, found = threading.Event(), asyncio.Event(), []
+    loop = asyncio.new_event_loop()
+
+    async def run() -> None:
+        async with serve(create_mcp_server(McpSettings(CANARY))) as url:
+            found.append(f"{url}/mcp")
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    assert ready.wait(30)
+    yield found[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+def test_servers_are_probed_on_the_host(host: Host, bank: str) -> None:
+    add = ("servers", "add", "bank", bank, "--allow-private-network", "--probe")
+    printed = host.ok(*add, "--credential", "env:BANK_TOKEN", BANK_TOKEN=CANARY)
+    assert "The server answered and listed" in printed
+    assert "sample-bank 1.0" in printed
+    assert "The server wants a credential (401)." in printed
+    result = host.run("servers", "probe", "bank", "--json", BANK_TOKEN=CANARY)
+    report = json.loads(result.stdout)
+    assert (result.exit_code, report["visit"]["outcome"]) == (0, "answered")
+    assert {tool["name"] for tool in report["visit"]["tools"]} >= {"transfer"}
+    refused = host.run("servers", "probe", "bank", BANK_TOKEN="wrong-token")
+    assert (refused.exit_code, "refused the credential (401)" in refused.stdout) == (1, True)
+    stranger = host.run("servers", "probe", bank, "--allow-private-network")
+    assert (stranger.exit_code, "wants a credential" in stranger.stdout) == (1, True)
+    assert host.run("servers", "probe", bank).exit_code == 1
+    assert host.run("servers", "probe", "nobody").exit_code == 1
+    states = json.loads(host.run("doctor", "--json", BANK_TOKEN=CANARY).stdout)
+    assert ("server bank", "warning") in [(f["part"], f["state"]) for f in states]
+    states = json.loads(host.run("doctor", "--json", BANK_TOKEN="wrong-token").stdout)
+    assert ("server bank", "failed") in [(f["part"], f["state"]) for f in states]
+    assert CANARY not in printed + result.output + refused.output
 
 
 def test_servers_are_added_and_removed(host: Host) -> None:

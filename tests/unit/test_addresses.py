@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.egress.addresses import check, normalise, problem_with_address
 from gateway.errors import Refused
-from gateway.registry.addresses import check, normalise, problem_with_address
 
 
 @pytest.mark.parametrize(

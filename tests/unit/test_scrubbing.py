@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.exchange.messages import FrameSeen
-from gateway.proxy.scrubbing import Scrubber, Seams
+from gateway.proxy.scrubbing import Seams
+from gateway.scrubbing import Scrubber
 
 SECRET = 's3cret-s3cr-\u00fc"x'
 TEXT = "response.output_text.delta"
