@@ -65,6 +65,21 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
         "secret_like": N_("The arguments contain what looks like a key or a token."),
         "lookalike_host": N_("The arguments hold a web address that may look like another one."),
         "definition_changed": N_("The tool's definition has changed since it was accepted."),
+        "tool_unlisted": N_("The server has never listed this tool."),
+        "tool_gone": N_("The newest list of the server does not hold this tool."),
+        "tool_new": N_("The tool is new on its server, and nobody has accepted it."),
+        "other_definition_shown": N_(
+            "The model was shown another definition of this tool than the pinned one."
+        ),
+        "lookalike_server": N_("Another server has a name that is easily taken for this one's."),
+        "text_hidden": N_("The server's text on this tool holds something that does not show."),
+        "text_reversed": N_("The server's text on this tool reverses the direction of text."),
+        "text_lookalike": N_("The server's text on this tool mixes look-alike alphabets."),
+        "text_instructs": N_("The server's text on this tool gives orders to the model."),
+        "text_exposes": N_("The server's text on this tool asks for what is not its business."),
+        "text_sends": N_("The server's text on this tool has an image, or somewhere to send to."),
+        "text_encoded": N_("The server's text on this tool holds encoded text."),
+        "text_long": N_("The server's text on this tool is very long."),
         "first_use": N_("This app uses this tool for the first time."),
     }
 )

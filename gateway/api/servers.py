@@ -15,7 +15,7 @@ from gateway.errors import NotAllowed
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission, allowed
 from gateway.probing.report import Report
-from gateway.registry import bindings, servers, tools
+from gateway.registry import accepting, bindings, servers, tools, unknown
 from gateway.registry.bindings import Seen
 from gateway.registry.changes import By
 from gateway.registry.members import read_object
@@ -42,6 +42,9 @@ class ServerChange(BaseModel):
     allow_private_network: bool = False
     inject: Literal["headers", "authorization"] = "headers"
     credential: CredentialRef | None = None
+    pin: Literal["on_first_use", "accept"] = Field(
+        "on_first_use", description="Who pins the first list of tools: its first use, or a person."
+    )
 
 
 class ServerIn(ServerChange):
@@ -113,6 +116,7 @@ class ServerOut(BaseModel):
     allow_private_network: bool
     inject: str
     credential: CredentialRef | None
+    pin: str
     stored_at: datetime | None
     binding: BindingOut | None
     tools: int
@@ -127,32 +131,94 @@ class ServerList(BaseModel):
     items: list[ServerOut]
 
 
+class SignOut(BaseModel):
+    """What stands out in the texts of a tool; it rules on nothing."""
+
+    model_config = ConfigDict(from_attributes=True)
+    code: str
+    sentence: str
+
+
 class ToolOut(BaseModel):
-    """A tool's definition as pinned and as last listed; `changed`: they differ."""
+    """A tool's definition as pinned and as last listed; nothing is pinned of a new one.
+
+    `state`: pinned, or why its calls are held: changed | new | gone, or denied: refused.
+    `source`: who saw the listing, Azure in a stream or the gateway in a probe.
+    """
 
     model_config = ConfigDict(from_attributes=True)
     name: str
+    state: Literal["pinned", "changed", "new", "gone", "refused"]
     changed: bool
-    pinned_digest: str
-    pinned: dict[str, Any]
-    pinned_at: datetime
-    pinned_by: str
+    pinned_digest: str | None
+    pinned: dict[str, Any] | None
+    pinned_at: datetime | None
+    pinned_by: str | None
     listed_digest: str
     listed: dict[str, Any]
     listed_at: datetime
+    source: str | None
+    signs: list[SignOut]
+    gone_at: datetime | None
+    refused_at: datetime | None
+    refused_by: str | None
+
+
+class ChangeOut(BaseModel):
+    """One place in which two definitions differ. `path` is a JSON pointer."""
+
+    model_config = ConfigDict(from_attributes=True)
+    path: str
+    kind: Literal["added", "removed", "changed"]
+    before: Any
+    after: Any
+
+
+class ToolDetail(ToolOut):
+    """A tool, and where its listed definition differs from the pinned one."""
+
+    difference: list[ChangeOut]
 
 
 class ToolList(BaseModel):
-    """The known tools of a server, changed ones first."""
+    """The known tools of a server, those that wait for a person first."""
 
     items: list[ToolOut]
 
 
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
 class AcceptIn(BaseModel):
-    """The definition that was read: acceptance counts for exactly that one."""
+    """The definition that was read: what is said of it counts for exactly that one."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    digest: Digest
+
+
+class AcceptAllIn(BaseModel):
+    """The definitions that were read, as digest by tool."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    digests: dict[str, Digest] = Field(min_length=1, max_length=tools.MAX_TOOLS)
+
+
+class UnknownOut(BaseModel):
+    """A server that an app asked for and nobody has registered; every attempt was refused."""
+
+    model_config = ConfigDict(from_attributes=True)
+    id: str
+    app: str
+    address: str
+    first_seen: datetime
+    last_seen: datetime
+    times: int
+
+
+class UnknownList(BaseModel):
+    """Servers that are not registered, the newest attempt first."""
+
+    items: list[UnknownOut]
 
 
 class ProbeIn(BaseModel):
@@ -185,6 +251,18 @@ async def register_server(house: House, who: Writer, body: ServerIn) -> Any:
         )
     await house.directory.refresh()
     return _out(entry)
+
+
+@router.get("/servers/unknown", response_model=UnknownList)
+async def list_unknown_servers(house: House, _who: Reader) -> Any:
+    """Servers that apps asked for and nobody has registered: refused, and noted."""
+    return {"items": await unknown.listing(house.db)}
+
+
+@router.delete("/servers/unknown/{entry}", status_code=204)
+async def forget_unknown_server(house: House, who: Writer, entry: str) -> None:
+    """Take one off the list; it comes back when an app asks for it again."""
+    await unknown.forget(house.ledger, entry, actor=who.actor, now=house.clock())
 
 
 @router.get("/servers/{label}", response_model=ServerOut)
@@ -248,11 +326,31 @@ async def list_tools(house: House, _who: Reader, label: str) -> Any:
     return {"items": await tools.listing(house.db, label)}
 
 
-@router.post("/servers/{label}/tools/{tool}/accept", status_code=204)
+@router.post("/servers/{label}/tools/accept", status_code=204)
+async def accept_tools(house: House, who: Writer, label: str, body: AcceptAllIn) -> None:
+    """Pin these definitions, all or none; 409 when another one has been listed of any of them."""
+    seen, now = body.digests, house.clock()
+    await accepting.accept_all(house.ledger, label, seen, actor=who.actor, now=now)
+
+
+@router.post("/servers/{label}/tools/{tool:path}/accept", status_code=204)
 async def accept_tool(house: House, who: Writer, label: str, tool: str, body: AcceptIn) -> None:
     """Pin the definition of this digest; 409 when the server has listed another one since."""
     seen = (tool, body.digest)
-    await tools.accept(house.ledger, label, seen, actor=who.actor, now=house.clock())
+    await accepting.accept(house.ledger, label, seen, actor=who.actor, now=house.clock())
+
+
+@router.post("/servers/{label}/tools/{tool:path}/refuse", status_code=204)
+async def refuse_tool(house: House, who: Writer, label: str, tool: str, body: AcceptIn) -> None:
+    """Deny every call of the tool until somebody accepts it; 409 as for accepting."""
+    seen = (tool, body.digest)
+    await accepting.refuse(house.ledger, label, seen, actor=who.actor, now=house.clock())
+
+
+@router.get("/servers/{label}/tools/{tool:path}", response_model=ToolDetail)
+async def read_tool(house: House, _who: Reader, label: str, tool: str) -> Any:
+    """One tool: what is pinned, what was listed last, and where the two differ."""
+    return await tools.read(house.db, label, tool)
 
 
 @router.post("/servers/probe", response_model=Report)
@@ -280,7 +378,8 @@ async def _binding(house: Services, who: Principal, method: str) -> AsyncIterato
 
 
 def _settings(label: str, body: ServerChange) -> ServerSettings:
-    given = body.model_dump(by_alias=True, exclude_none=True, exclude={"label"})
+    given = body.model_dump(by_alias=True, exclude_none=True, exclude={"label", "pin"})
+    given["tools"] = {"pin": body.pin}
     return read_object({"label": label, **given}, "server", read_server)
 
 
@@ -294,6 +393,7 @@ def _out(entry: ServerEntry) -> ServerOut:
         allow_private_network=settings.allow_private_network,
         inject=settings.inject,
         credential=CredentialRef(**{**kept.row(), "from": kept.source}) if kept else None,
+        pin=settings.pin,
         stored_at=entry.stored_at,
         binding=BindingOut.model_validate(entry.binding) if entry.binding else None,
         tools=entry.tools,

@@ -39,7 +39,8 @@ from gateway.store.tables import (
 @dataclass(frozen=True)
 class Opening:
     """What is known of an exchange when it is opened. `servers` are labels; `thread` is that of
-    what it goes on from, `owner` the replica that drives it.
+    what it goes on from, `owner` the replica that drives it, `shown` the tool definitions that its
+    model has been shown before, as in `Kept`.
     """
 
     app_id: str
@@ -57,6 +58,7 @@ class Opening:
     auth: str = "key"
     thread: str | None = None
     owner: str | None = None
+    shown: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ async def open_exchange(
         idempotency=opening.idempotency,
         auth=opening.auth,
         stored=opening.stored,
+        shown={
+            server: {tool: list(seen) for tool, seen in tools.items()}
+            for server, tools in opening.shown.items()
+        },
+        inherited=set(opening.shown),
     )
     try:
         async with context.ledger.transaction() as tx:
@@ -145,6 +152,7 @@ def _add(
             owner=opening.owner,
             data_key=kept.data_key,
             snapshot=_sealed(context, kept, "snapshot", saved),
+            shown=kept.shown or None,
             created_at=now,
         )
     )
@@ -222,6 +230,7 @@ async def save(
         )
         .values(
             state="holding",
+            shown=kept.shown or None,
             snapshot=envelope.seal(kept.data_key, kept.id, "snapshot", document),
             rounds=saved["machine"]["stitcher"]["round"] + 1,
         ),
@@ -265,6 +274,7 @@ async def finish(context: Approvals, kept: Kept, ending: Ending, *, now: datetim
         "log": _sealed(context, kept, "log", ending.frames) if kept.logged or missed else None,
         "rounds": ending.rounds,
         "finished_at": now,
+        "shown": kept.shown or None,
         "snapshot": None,
     }
     async with context.ledger.transaction() as tx:
@@ -351,6 +361,7 @@ async def load(db: Database, envelope: Envelope, exchange_id: str) -> Saved:
         row.body_digest,
         row.idempotency,
         stored=row.stored,
+        shown=row.shown or {},
     )
     if row.snapshot is None:
         return Saved(kept, {}, row.withdrawn)

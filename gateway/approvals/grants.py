@@ -18,7 +18,7 @@ from sqlalchemy import update
 from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.approvals import case, lifecycle, terms
+from gateway.approvals import case, lifecycle, terms, tooldefs
 from gateway.approvals.case import Case, Reviewer
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.kept import Kept
@@ -168,7 +168,8 @@ async def _check_unchanged(session: AsyncSession, row: ApprovalRequest) -> None:
 def _settled_digest(definition: ToolDefinition | None) -> tuple[str | None, bool]:
     if definition is None:
         return None, True
-    return definition.listed_digest, definition.listed_digest == definition.pinned_digest
+    settled = not tooldefs.unsettled(definition) and not tooldefs.refused(definition)
+    return definition.listed_digest, settled
 
 
 def _subject(found: Case, wanted: Terms) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.approvals import exchanges, grants, lifecycle, shadows, standing, views
+from gateway.approvals import exchanges, grants, lifecycle, shadows, standing, tooldefs, views
 from gateway.approvals.decisions import Approvals, subject
 from gateway.approvals.grants import Asked, Use
 from gateway.approvals.kept import Kept, hold_on
@@ -39,7 +39,7 @@ class Rules:
     """What decides without people: the policy in force, and the app's own stricter wishes.
 
     `strict` maps a server label to the tools the app wants asked for (None: all of them).
-    `shadow` decides nothing: what it would say is recorded.
+    `shadow` decides nothing: what it would say is recorded. `labels` are those of all servers.
     """
 
     policy: Policy
@@ -48,6 +48,7 @@ class Rules:
     expires: timedelta
     shadow: Policy | None = None
     pauses: Sequence[PauseView] = ()
+    labels: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ async def record_ran(
 ) -> tuple[str, bool]:
     """Keep a call that was made on leave, as one that policy allowed, with what became of it.
 
-    Waits for the signed head. Returns its id, and whether its definition had changed.
+    Waits for the signed head. Returns its id, and whether its definition was another than that
+    which leave was given for.
     """
     server = leave.server
     # Azure gives such a call no request id; ids of items may stand in several rounds.
@@ -154,7 +156,8 @@ async def record_ran(
     # Nothing is left to rule on; what stands out is shown to whoever looks.
     found = (await context.rulings.assess(Policy(), facts, now)).signals
     why = f"Rule {leave.rule!r} allows every call of this tool, so that Azure did not ask."
-    risks = (*_changed(definition), *found)
+    wrong = _unsettled(kept, asked)
+    risks = (*wrong, *tooldefs.signs(definition), *found)
     item = _Ruled(asked, Ruling(Effect.ALLOW, leave.rule, why), risks)
     rules = Rules(Policy(), leave.policy_digest, {}, timedelta(0))
     async with context.ledger.transaction() as tx:
@@ -175,7 +178,7 @@ async def record_ran(
     executions_total.labels(outcome=ran.outcome).inc()
     await tx.sealed()
     await context.wakeups.notify()
-    return opened.approval_id, bool(_changed(definition))
+    return opened.approval_id, bool(wrong) or tooldefs.refused(definition)
 
 
 async def _rule_all(context: Approvals, ended: Round, rules: Rules, now: datetime) -> list[_Ruled]:
@@ -203,7 +206,12 @@ async def _rule(
     ruling = assessment.ruling
     if ruling.effect is Effect.ALLOW:
         ruling = _stricter(ruling, kept, asked, rules)
-    risks = (*_changed(asked.definition), *assessment.signals)
+    risks = (
+        *_unsettled(kept, asked),
+        *tooldefs.lookalikes(asked.server.label, rules.labels),
+        *tooldefs.signs(asked.definition),
+        *assessment.signals,
+    )
     shadow = await shadows.ruling(context.rulings, rules.shadow, facts, now)
     return _Ruled(asked, ruling, risks, shadow)
 
@@ -213,7 +221,9 @@ def _refusal(asked: _Asked) -> str | None:
     if asked.fallen is not None and asked.fallen.refusal is not None:
         return asked.fallen.refusal
     # Azure asks for a call on a server that was not in the request.
-    return None if asked.server.id else "The server is not part of the request."
+    if not asked.server.id:
+        return "The server is not part of the request."
+    return tooldefs.REFUSAL if tooldefs.refused(asked.definition) else None
 
 
 async def _remembered(
@@ -221,7 +231,7 @@ async def _remembered(
 ) -> _Ruled:
     """The same, answered by a grant where there is one: it answers a hold, never more."""
     call, server, definition = item.asked.call, item.asked.server, item.asked.definition
-    if item.ruling.effect is not Effect.HOLD or _changed(definition):
+    if item.ruling.effect is not Effect.HOLD or _unsettled(kept, item.asked):
         return item
     definition_digest = definition.listed_digest if definition else None
     asked = Asked(kept, server, call.tool, call.arguments, definition_digest, item.ruling)
@@ -235,15 +245,15 @@ def _facts(kept: Kept, asked: _Asked) -> CallFacts:
         tool=asked.call.tool,
         arguments=asked.call.arguments,
         end_user=kept.end_user,
-        definition=asked.definition.pinned if asked.definition else None,
+        definition=(asked.definition.pinned or asked.definition.listed)
+        if asked.definition
+        else None,
     )
 
 
-def _changed(definition: ToolDefinition | None) -> tuple[RiskSignal, ...]:
-    if definition is None or definition.listed_digest == definition.pinned_digest:
-        return ()
-    sentence = "The server has changed the definition of this tool since it was pinned."
-    return (RiskSignal("definition_changed", sentence),)
+def _unsettled(kept: Kept, asked: _Asked) -> tuple[RiskSignal, ...]:
+    shown = tooldefs.shown_to(kept, asked.server.id, asked.call.tool)
+    return tooldefs.unsettled(asked.definition, shown)
 
 
 def _stricter(ruling: Ruling, kept: Kept, asked: _Asked, rules: Rules) -> Ruling:
@@ -251,7 +261,7 @@ def _stricter(ruling: Ruling, kept: Kept, asked: _Asked, rules: Rules) -> Ruling
     wanted = rules.strict.get(asked.call.server_label, frozenset())
     if wanted is None or asked.call.tool in wanted:
         return Ruling(Effect.HOLD, ruling.rule, "The app itself asks for approval of this call.")
-    for signal in _changed(asked.definition):
+    for signal in _unsettled(kept, asked):
         return Ruling(Effect.HOLD, ruling.rule, signal.sentence)
     if any(pause.covers(kept.app_name, asked.server.label) for pause in rules.pauses):
         return Ruling(Effect.HOLD, ruling.rule, "A pause is in force: a rule alone lets no call.")

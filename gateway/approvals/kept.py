@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -23,7 +24,9 @@ class Kept:
     """An open exchange in the hands of this process.
 
     `fence` is that of its last claim; `released` the fence under which its approved calls were
-    sent, None where another process did that, or nobody.
+    sent, None where another process did that, or nobody. `shown` are the tool definitions that its
+    model has been shown, as digests by server id and tool; those of the servers in `inherited` come
+    from what it goes on from.
     """
 
     id: str
@@ -40,6 +43,22 @@ class Kept:
     auth: str = "key"
     stored: bool = True
     released: int | None = None
+    shown: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    inherited: set[str] = field(default_factory=set)
+
+    def note_shown(self, server_id: str, listed: Mapping[str, str]) -> None:
+        """Its model is shown these tools of a server, by name and digest.
+
+        What it has inherited is not in front of it any more; else everything listed counts.
+        """
+        if server_id in self.inherited:
+            self.inherited.discard(server_id)
+            self.shown.pop(server_id, None)
+        tools = self.shown.setdefault(server_id, {})
+        for name, digest in listed.items():
+            seen = tools.setdefault(name, [])
+            if digest not in seen:
+                seen.append(digest)
 
     @property
     def logged(self) -> bool:

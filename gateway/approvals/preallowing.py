@@ -14,6 +14,7 @@ from datetime import datetime
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.approvals import tooldefs
 from gateway.approvals.decisions import Approvals
 from gateway.approvals.holding import Leave, Rules
 from gateway.approvals.kept import Kept
@@ -49,7 +50,8 @@ async def give_leave(
         return {}
     async with context.db.reading() as session:
         tools = {
-            label: await _as_pinned(session, server) for label, server in coming.servers.items()
+            label: await _as_pinned(session, kept, server)
+            for label, server in coming.servers.items()
         }
     found = {
         (label, tool): Leave(coming.servers[label], rule, rules.policy_digest)
@@ -67,12 +69,14 @@ async def give_leave(
     return found
 
 
-async def _as_pinned(session: AsyncSession, server: ServerFacts) -> list[str]:
-    same = select(ToolDefinition.name).where(
-        col(ToolDefinition.server_id) == server.id,
-        col(ToolDefinition.pinned_digest) == col(ToolDefinition.listed_digest),
+async def _as_pinned(session: AsyncSession, kept: Kept, server: ServerFacts) -> list[str]:
+    mine = select(ToolDefinition).where(col(ToolDefinition.server_id) == server.id)
+    return sorted(
+        row.name
+        for row in await session.exec(mine)
+        if not tooldefs.refused(row)
+        and not tooldefs.unsettled(row, tooldefs.shown_to(kept, server.id, row.name))
     )
-    return sorted(await session.exec(same))
 
 
 def _always_allowed(

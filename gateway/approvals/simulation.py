@@ -14,7 +14,7 @@ from datetime import datetime
 
 from sqlmodel import col, select
 
-from gateway.approvals import reading
+from gateway.approvals import reading, tooldefs
 from gateway.approvals.decisions import Approvals
 from gateway.errors import Refused
 from gateway.policy import CallFacts, Effect, Policy, Ruling
@@ -202,8 +202,9 @@ async def _would_be(
     )
     ruling = await context.rulings.rule(policy, call, row.created_at)
     signals = {signal["code"]: signal["sentence"] for signal in row.risk_signals}
-    if ruling.effect is Effect.ALLOW and "definition_changed" in signals:
-        return Ruling(Effect.HOLD, ruling.rule, signals["definition_changed"])
+    unsettled = sorted(signals.keys() & tooldefs.UNSETTLED)
+    if ruling.effect is Effect.ALLOW and unsettled:
+        return Ruling(Effect.HOLD, ruling.rule, signals[unsettled[0]])
     return ruling
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import func, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from gateway.approvals import lifecycle
+from gateway.approvals import lifecycle, tooldefs
 from gateway.approvals.decisions import Approvals, subject
 from gateway.approvals.kept import Kept
 from gateway.approvals.reading import Opener
@@ -86,7 +86,7 @@ async def harder(
             tool=row.tool,
             arguments=opener.payload(row)["arguments"],
             end_user=row.end_user,
-            definition=definition.pinned if definition else None,
+            definition=(definition.pinned or definition.listed) if definition else None,
         )
         then = DecidedUnder(
             row.decided_by or "policy",
@@ -188,8 +188,14 @@ def _end(row: ApprovalRequest) -> datetime:
 
 
 def _changed(row: ApprovalRequest, definition: ToolDefinition | None) -> Fallen | None:
+    if tooldefs.refused(definition):
+        return Fallen(row.id, "tool_refused", tooldefs.REFUSAL)
     digest = definition.listed_digest if definition else None
-    return None if digest == row.definition_digest else Fallen(row.id, "definition_changed")
+    if digest != row.definition_digest:
+        return Fallen(row.id, "definition_changed")
+    gone = definition is not None and definition.gone_at is not None
+    known = any(signal["code"] == tooldefs.GONE for signal in row.risk_signals or ())
+    return Fallen(row.id, tooldefs.GONE) if gone and not known else None
 
 
 def _named(row: ApprovalRequest, why: str | None) -> Fallen | None:

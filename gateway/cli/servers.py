@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.output import FAILED, Json, complain, emit, say, table
+from gateway.cli.output import FAILED, USAGE, Json, complain, emit, say, table
 from gateway.cli.probed import show
+from gateway.cli.tools import accept, refuse, tools, unknown
 
 if TYPE_CHECKING:
     from gateway.cli.runtime import House
@@ -25,6 +26,9 @@ Private = Annotated[
     bool, typer.Option("--allow-private-network", help="Plain http, private addresses.")
 ]
 _LONGEST = 16384
+
+for _command in (tools, accept, refuse, unknown):
+    app.command(_command.__name__)(_command)
 
 
 @app.command("add")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.policy.arguments import Arguments, Hazard, read, texts
+from gateway.policy.characters import BIDI, invisible, is_confusing, named
 from gateway.policy.evaluation import CallFacts
 
 _VERY_LARGE = 16_384
@@ -27,11 +28,6 @@ _SECRETS = re.compile(
     r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\."
     r"|\bhv[sb]\.[A-Za-z0-9_-]{20,}"
 )
-#: Characters that show nothing although Unicode calls them letters, marks or spaces.
-_FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\u17b4\u17b5\u180b\u180c\u180d\u180f")
-_JOINERS = "\u200c\u200d"
-#: Cyrillic and Greek letters that look like Latin ones.
-_LOOKALIKES = frozenset("асеорхуіјѕһԁԛԝӏмтнвкαορυνικτ")
 _HAZARDS = {
     Hazard.NOT_JSON: "The arguments are not valid JSON; the server may read them in its own way.",
     Hazard.NOT_AN_OBJECT: "The arguments are not a JSON object; tools expect one.",
@@ -80,56 +76,17 @@ def _shown(call: CallFacts, parsed: Arguments) -> list[str]:
 
 
 def _hidden(call: CallFacts, parsed: Arguments) -> list[RiskSignal]:
-    points = {point for text in (*_shown(call, parsed), call.tool) for point in _invisible(text)}
+    points = {point for text in (*_shown(call, parsed), call.tool) for point in invisible(text)}
     found = []
-    if bidi := points & _bidi():
+    if bidi := points & BIDI:
         sentence = (
-            f"The call contains characters that reverse the direction of text ({_list(bidi)})."
+            f"The call contains characters that reverse the direction of text ({named(bidi)})."
         )
         found.append(RiskSignal("bidi_characters", sentence))
     if hidden := points - bidi:
-        sentence = f"The call contains characters that do not show on a screen ({_list(hidden)})."
+        sentence = f"The call contains characters that do not show on a screen ({named(hidden)})."
         found.append(RiskSignal("hidden_characters", sentence))
     return found
-
-
-def _bidi() -> set[int]:
-    return {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-
-
-def _list(points: set[int]) -> str:
-    names = [f"U+{point:04X}" for point in sorted(points)]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _invisible(text: str) -> set[int]:
-    if text.isascii() and text.isprintable():
-        return set()
-    return {
-        ord(character)
-        for index, character in enumerate(text)
-        if _hides(character) and not _joins(text, index)
-    }
-
-
-def _hides(character: str) -> bool:
-    if character in "\t\n\r":
-        return False
-    point = ord(character)
-    return (
-        unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Co")
-        or character in _FILLERS
-        or 0xFE00 <= point <= 0xFE0E  # U+FE0F only asks for an emoji's colours
-        or 0xE0000 <= point <= 0xE0FFF
-    )
-
-
-def _joins(text: str, index: int) -> bool:
-    """Whether a joiner stands between two characters of a script or an emoji that needs it."""
-    if text[index] not in _JOINERS or not 0 < index < len(text) - 1:
-        return False
-    before, after = text[index - 1], text[index + 1]
-    return ord(before) > 0x2FF and ord(after) > 0x2FF and not (_hides(before) or _hides(after))
 
 
 def _of_tool(definition: Mapping[str, Any] | None) -> list[RiskSignal]:
@@ -170,18 +127,4 @@ def _is_unusual(host: str) -> bool:
         return any(label.lower().startswith("xn--") for label in host.split("."))
     if unicodedata.normalize("NFKC", host) != host:
         return True
-    return any(_is_confusing(label) for label in host.split("."))
-
-
-def _is_confusing(label: str) -> bool:
-    letters = [character for character in label.lower() if character.isalpha()]
-    scripts = {unicodedata.name(letter, "?").split()[0] for letter in letters}
-    foreign = [letter for letter in letters if not letter.isascii()]
-    return len(scripts - _together(scripts)) > 1 or (
-        bool(foreign) and all(letter in _LOOKALIKES for letter in letters)
-    )
-
-
-def _together(scripts: set[str]) -> set[str]:
-    # Japanese mixes three scripts within one word.
-    return {"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"} & scripts if "CJK" in scripts else set()
+    return any(is_confusing(label) for label in host.split("."))

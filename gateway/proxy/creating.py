@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.approvals import exchanges, items, reading
 from gateway.approvals.exchanges import Alike, Opening
 from gateway.approvals.replicas import Sought
-from gateway.errors import NotAllowed, Refused
+from gateway.errors import GatepassError, NotAllowed, Refused
 from gateway.exchange.document import parse
 from gateway.exchange.enforcement import Enforced, enforce
 from gateway.exchange.inspection import Findings, inspect
@@ -35,9 +36,13 @@ from gateway.proxy.elsewhere import Elsewhere
 from gateway.proxy.http import Call
 from gateway.proxy.live import Hub, Live
 from gateway.proxy.passing import Passing
+from gateway.registry import unknown
 from gateway.registry.directory import AppView
+from gateway.telemetry import log
 
 _WISH = "mcp_approval_response"  # of an app: it answers nothing
+#: Of one request, so many servers that nobody has registered are noted.
+_MOST_UNKNOWN = 5
 #: For so long after it was made, a response that Azure does not know is waited for.
 _YOUNG = timedelta(minutes=2)
 
@@ -48,6 +53,7 @@ class _Chain:
     that were left open there, and what is hidden around the items that the app sends again.
     `young`: Azure may not see the end of the chain yet. `watched`: what servers said may be in
     it, and a credential of theirs among that. `thread` is that of the exchange it goes on from.
+    `shown` are the tool definitions that the model has in front of it, as in `Kept`.
     """
 
     parent_id: str | None = None
@@ -56,6 +62,7 @@ class _Chain:
     young: bool = False
     watched: bool = False
     thread: str | None = None
+    shown: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 _NO_CHAIN = _Chain()
@@ -101,7 +108,11 @@ class Creation:
         self._refuse_reach(findings)
         carried = tuple(Carried(item.call, item.answer) for item in chain.carried)
         matcher = self.tools.directory.view.matcher(app)
-        enforced = enforce(asked, findings, matcher, carried)
+        try:
+            enforced = enforce(asked, findings, matcher, carried)
+        except Bypass:
+            await self._note_unknown(app, findings)
+            raise
         body = _continued(enforced.body, chain)
         if findings.mediated or carried or chain.watched:
             enforced = dataclasses.replace(enforced, body=body)
@@ -109,6 +120,20 @@ class Creation:
             await self._mediate(request, carried)
         else:
             await self.passing.create(call, app, asked, body, wire, patient=chain.young)
+
+    async def _note_unknown(self, app: AppView, findings: Findings) -> None:
+        """What of it nobody has registered; it is refused whether or not that can be noted."""
+        view, db, now = self.tools.directory.view, self.tools.context.db, self.tools.clock()
+        named = {
+            unknown.shown_address(tool.url, tool.label): None
+            for tool in findings.mcp_tools
+            if view.match_server(tool.url, tool.label) is None
+        }
+        try:
+            for address in list(named)[:_MOST_UNKNOWN]:
+                await unknown.note(db, (app.id, app.name), address, now=now)
+        except (GatepassError, SQLAlchemyError) as error:
+            log.warning("unknown_server.not_noted", error=type(error).__name__)
 
     def _refuse_reach(self, findings: Findings) -> None:
         """Hosted code must not get to a registered server past its approvals."""
@@ -126,7 +151,7 @@ class Creation:
     async def _chain(self, app: AppView, findings: Findings, asked: Json) -> _Chain:
         context = self.tools.context
         async with context.db.reading() as session:
-            watched = await ownership.check_items(session, app.id, findings)
+            before = await ownership.check_items(session, app.id, findings)
             await ownership.check_files(session, app.id, findings.file_ids)
             parent = None
             if findings.previous_response_id is not None:
@@ -134,16 +159,25 @@ class Creation:
             if findings.conversation is not None:
                 newest = await ownership.conversation(session, app.id, findings.conversation)
                 parent = ownership.Parent(newest)
+            if parent is not None and parent.exchange_id is not None:
+                before |= {parent.exchange_id}
+            shown = await ownership.shown(session, before) if before else {}
+        watched = bool(before)
         if parent is None:
             chain = await self._sent_chain(app, findings, asked)
-            return dataclasses.replace(chain, watched=watched)
+            return dataclasses.replace(chain, watched=watched, shown=shown)
         left: list[reading.LeftOpen] = []
         if parent.exchange_id is not None:
             left = await reading.left_open(context.db, context.envelope, parent.exchange_id)
         young = parent.made_at is not None and self.tools.clock() - parent.made_at < _YOUNG
-        watched = watched or parent.exchange_id is not None or findings.conversation is not None
+        watched = watched or findings.conversation is not None
         return _Chain(
-            parent.last_id, tuple(left), young=young, watched=watched, thread=parent.thread
+            parent.last_id,
+            tuple(left),
+            young=young,
+            watched=watched,
+            thread=parent.thread,
+            shown=shown,
         )
 
     async def _sent_chain(self, app: AppView, findings: Findings, asked: Json) -> _Chain:
@@ -287,4 +321,5 @@ def _opening(request: _Request, sought: Sought, owner: str) -> Opening:
         auth=app.auth,
         thread=request.findings.conversation or request.chain.thread,
         owner=owner,
+        shown=request.chain.shown,
     )

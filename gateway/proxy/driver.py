@@ -198,6 +198,7 @@ class Driver:
             self._tools.approval_expires,
             view.shadow,
             view.pauses,
+            tuple(view.servers_by_label),
         )
 
     def _stopped(self) -> bool:

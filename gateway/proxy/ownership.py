@@ -27,6 +27,8 @@ from gateway.store.tables import (
     UploadedFile,
 )
 
+#: Of so many turns it is read what was shown in them; a chain that is sent whole may be longer.
+_MOST_EXCHANGES = 500
 _OPEN = ("forwarding", "holding", "sending")
 
 
@@ -80,10 +82,10 @@ async def app_id_of(session: AsyncSession, response_id: str) -> str:
     return (exchange.response_id if exchange else None) or response_id
 
 
-async def check_items(session: AsyncSession, app_id: str, findings: Findings) -> bool:
+async def check_items(session: AsyncSession, app_id: str, findings: Findings) -> frozenset[str]:
     """MCP items may come back only from the app they were handed to, unchanged; what is named by
     its id must be the app's own; and no item may bear the id of another app's, for Azure would
-    take that one. Returns whether any of them is of an exchange of ours.
+    take that one. Returns the exchanges of ours that they are of.
     """
     named = (*findings.references, *findings.containers)
     sent = {item.id for item in findings.sent_items}
@@ -105,7 +107,23 @@ async def check_items(session: AsyncSession, app_id: str, findings: Findings) ->
                 code="item_forged",
                 param="input",
             )
-    return any(row.exchange_id for found in owners.values() for row in found.values())
+    rows = (row for found in owners.values() for row in found.values())
+    return frozenset(row.exchange_id for row in rows if row.exchange_id)
+
+
+async def shown(
+    session: AsyncSession, exchange_ids: Collection[str]
+) -> dict[str, dict[str, list[str]]]:
+    """What the models of these exchanges have been shown of tools, as in `Kept`."""
+    found: dict[str, dict[str, list[str]]] = {}
+    wanted = sorted(exchange_ids, reverse=True)[:_MOST_EXCHANGES]  # the newest
+    rows = await session.exec(select(Exchange.shown).where(col(Exchange.id).in_(wanted)))
+    for row in rows:
+        for server, tools in (row or {}).items():
+            for tool, digests in tools.items():
+                seen = found.setdefault(server, {}).setdefault(tool, [])
+                seen += [digest for digest in digests if digest not in seen]
+    return found
 
 
 async def _owners(session: AsyncSession, ids: Collection[str]) -> dict[str, dict[str, HandedItem]]:

@@ -66,7 +66,20 @@ class Reports:
         if server is not None:
             ledger, now = self._tools.context.ledger, self._tools.clock()
             definitions = [canonical(tool) for tool in listed.tools]
-            await tool_definitions.observe(ledger, server.id, definitions, now=now)
+            states = await tool_definitions.observe(
+                ledger, server.id, definitions, now=now, whole=self._is_whole(listed)
+            )
+            shown = {name: state.listed_digest for name, state in states.items()}
+            self._kept.note_shown(server.id, shown)
+
+    def _is_whole(self, listed: Listed) -> bool:
+        """Whether the request leaves the list as long as the server makes it."""
+        entries = [
+            self._plan.body["tools"][binding.tool_index]
+            for binding in self._plan.bindings
+            if binding.server_label == listed.server_label
+        ]
+        return all("allowed_tools" not in entry for entry in entries)
 
     async def _observed(self, observed: Observed) -> None:
         approval_id = self.approvals.get(observed.request_id)

@@ -307,7 +307,7 @@ def _pin(members: Members) -> str:
     if inner is None:
         return "on_first_use"
     inner.only(("pin",))
-    return inner.choice("pin", ("on_first_use",))
+    return inner.choice("pin", ("on_first_use", "accept"))
 
 
 def _fits_injection(members: Members, settings: ServerSettings) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, Index, LargeBinary, MetaData, text
+from sqlalchemy import JSON, Column, Index, LargeBinary, MetaData, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from gateway.store.database import UtcDateTime
@@ -117,14 +117,19 @@ class Server(SQLModel, table=True):
     allow_private_network: bool = False
     inject: str = "headers"  # headers | authorization
     credential: dict[str, str] | None = _json(nullable=True)
-    pin: str = "on_first_use"
+    pin: str = "on_first_use"  # on_first_use | accept
+    listed_at: datetime | None = _time(nullable=True)  # first list of everything it has
     created_at: datetime = _time()
     changed_at: datetime = _time()
     removed_at: datetime | None = _time(nullable=True)
 
 
 class ToolDefinition(SQLModel, table=True):
-    """A tool as its server last listed it, and the digest that a person or first use pinned."""
+    """A tool as its server last listed it, and the digest that a person or first use pinned.
+
+    A new tool has an empty pin, which equals no listing. `source` is who saw the listing, `signs`
+    what stands out in its texts, `gone_at` since when its server lists it no more.
+    """
 
     __tablename__ = "tool_definitions"
     server_id: str = Field(primary_key=True, foreign_key="servers.id")
@@ -136,6 +141,27 @@ class ToolDefinition(SQLModel, table=True):
     pinned_at: datetime = _time()
     pinned_by: str
     listed_at: datetime = _time()
+    source: str | None = None  # stream | probe
+    signs: list[dict[str, str]] | None = _json(nullable=True)
+    gone_at: datetime | None = _time(nullable=True)
+    refused_at: datetime | None = _time(nullable=True)
+    refused_by: str | None = None
+
+
+class UnknownServer(SQLModel, table=True):
+    """A server that an app wanted to use and nobody has registered: refused, and noted."""
+
+    __tablename__ = "unknown_servers"
+    __table_args__ = (
+        UniqueConstraint("app_id", "address", name="uq_unknown_servers_app_id_address"),
+    )
+    id: str = Field(primary_key=True)
+    app_id: str
+    app_name: str
+    address: str  # scheme, host, port and path; or its label, where no address was given
+    first_seen: datetime = _time()
+    last_seen: datetime = _time()
+    times: int = 1
 
 
 class SealedSecret(SQLModel, table=True):
@@ -296,7 +322,8 @@ class Exchange(SQLModel, table=True):
     """One app request and its one logical response.
 
     `snapshot` is the saved machine, `final` the finished response object, `log` the frames of a
-    background stream; all are sealed under `data_key`. `fence` grows with every claim, so that a
+    background stream; all are sealed under `data_key`. `shown` are digests of the definitions that
+    its model was shown, by server id and tool. `fence` grows with every claim, so that a
     paused owner cannot act any more. `owner` is the replica that drives it. `thread` is shared by
     what goes on from one another: the first exchange of a chain, or the conversation.
     """
@@ -351,6 +378,7 @@ class Exchange(SQLModel, table=True):
     snapshot: bytes | None = _sealed(nullable=True)
     final: bytes | None = _sealed(nullable=True)
     log: bytes | None = _sealed(nullable=True)
+    shown: dict[str, dict[str, list[str]]] | None = _json(nullable=True)
     created_at: datetime = _time(index=True)
     finished_at: datetime | None = _time(nullable=True)
 

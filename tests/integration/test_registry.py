@@ -13,7 +13,7 @@ from gateway.audit.ledger import Ledger
 from gateway.audit.records import Actor
 from gateway.errors import Conflict, NotFound, Refused, Unavailable
 from gateway.policy import CallFacts, Effect, Policy, evaluate, parse
-from gateway.registry import apps, groups, policies, servers, tools
+from gateway.registry import accepting, apps, groups, policies, servers, tools
 from gateway.registry.changes import By
 from gateway.registry.directory import Directory
 from gateway.registry.servers import CredentialValue
@@ -458,18 +458,19 @@ async def test_R_12_a_changed_definition_waits_for_a_person(
     server = await servers.register(ledger, CRM, **who)
     seen = await tools.observe(ledger, server.id, [SEND, {"name": "get"}], now=clock())
     assert not any(state.changed for state in seen.values())
-    again = await tools.observe(ledger, server.id, [SEND], now=clock())
+    again = await tools.observe(ledger, server.id, [SEND], now=clock(), whole=False)
     assert list(again) == ["send"]
-    changed = (await tools.observe(ledger, server.id, [EVIL], now=clock()))["send"]
+    found = await tools.observe(ledger, server.id, [EVIL], now=clock(), whole=False)
+    changed = found["send"]
     assert changed.changed
     assert (changed.pinned, changed.listed) == (SEND, EVIL)
-    await tools.observe(ledger, server.id, [EVIL], now=clock())
+    await tools.observe(ledger, server.id, [EVIL], now=clock(), whole=False)
     assert (await servers.read(db, "crm")).changed_tools == 1
     assert [state.name for state in await tools.listing(db, "crm")] == ["send", "get"]
     stale = ("send", changed.pinned_digest)
     with pytest.raises(Conflict):
-        await tools.accept(ledger, "crm", stale, **who)
-    accepted = await tools.accept(ledger, "crm", ("send", changed.listed_digest), **who)
+        await accepting.accept(ledger, "crm", stale, **who)
+    accepted = await accepting.accept(ledger, "crm", ("send", changed.listed_digest), **who)
     assert not accepted.changed
     assert accepted.pinned_by == "usr_1"
     assert not (await tools.known(db, server.id))["send"].changed
@@ -540,7 +541,7 @@ async def test_tools_of_nobody(ledger: Ledger, db: Database, clock: FakeClock, w
     with pytest.raises(NotFound):
         await tools.listing(db, "crm")
     with pytest.raises(NotFound):
-        await tools.accept(ledger, "crm", ("send", "sha256:x"), **who)
+        await accepting.accept(ledger, "crm", ("send", "sha256:x"), **who)
 
 
 async def test_a_removed_servers_pins_are_not_the_next_ones(

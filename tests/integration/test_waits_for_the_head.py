@@ -21,7 +21,7 @@ from gateway.audit import sequencer
 from gateway.audit.records import SYSTEM, Actor
 from gateway.errors import Unavailable
 from gateway.policy.rules import parse
-from gateway.registry import policies, servers, tools
+from gateway.registry import accepting, policies, servers, tools
 from gateway.registry.apply import apply
 from gateway.registry.changes import By
 from gateway.registry.declaration import parse as declared
@@ -273,11 +273,12 @@ async def test_an_accepted_definition_is_acknowledged_only_then(
             states = await tools.observe(ledger, entry.id, listing, now=clock())
         sealing = Hold(db, "tooldef.accepted")
         seen = ("send", states["send"].listed_digest)
-        accepting = asyncio.ensure_future(tools.accept(ledger, "crm", seen, **WHO, now=clock()))
+        answer = accepting.accept(ledger, "crm", seen, **WHO, now=clock())
+        answering = asyncio.ensure_future(answer)
         await sealing.reached()
-        assert not accepting.done()
+        assert not answering.done()
         sealing.go_on()
-        assert not (await accepting).changed
+        assert not (await answering).changed
 
 
 async def test_a_change_that_cannot_be_signed_leaves_in_force_what_was(
