@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.output import FAILED, USAGE, Json, complain, emit, say, table
+from gateway.cli.output import FAILED, Json, complain, emit, say, table
 from gateway.cli.probed import show
 from gateway.cli.tools import accept, refuse, tools, unknown
 

@@ -19,8 +19,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.audit.ledger import Ledger
 from gateway.audit.records import Actor
+from gateway.egress import addresses
 from gateway.errors import NotFound, Refused
-from gateway.registry import addresses
 from gateway.registry.changes import changing
 from gateway.store.database import Database, compare_and_set
 from gateway.store.ids import new_id

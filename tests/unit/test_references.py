@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import Refused
-from gateway.registry.addresses import normalise
+from gateway.egress.addresses import normalise
 from gateway.store.references import SecretRef, origin_of
 
 
