@@ -18,7 +18,7 @@ from gateway.egress import addresses
 from gateway.egress.client import Bounds
 from gateway.errors import Conflict, GatepassError, NotFound, Refused, Unavailable
 from gateway.probing.report import Report, Visit, Warn, Without
-from gateway.registry import servers, tools
+from gateway.registry import bindings, servers, tools
 from gateway.registry.settings import ServerSettings
 from gateway.scrubbing import Scrubber
 from gateway.store.ids import new_id
@@ -103,7 +103,10 @@ class Prober:
             row = await servers.find(session, label)
             if row is None:
                 raise NotFound(f"No server has the label {label!r}.", code="server_unknown")
+            bound = (await bindings.fitting(session)).get(row.id)
             ref = servers.scoped(row) if row.credential else None
+            if ref is not None and bound is not None:
+                ref = ref.to(row.id, row.url, bound.origin)
             return _Target(servers.settings_of(row), row.id, ref)
 
     async def _probe(self, target: _Target) -> Report:
@@ -154,7 +157,9 @@ class Prober:
             return report
         definitions = [tool.definition for tool in report.visit.tools]
         try:
-            states = await tools.observe(self.ledger, server_id, definitions, now=self.clock())
+            states = await tools.observe(
+                self.ledger, server_id, definitions, now=self.clock(), source="probe"
+            )
         except (Refused, NotFound) as error:
             refused = Warn("tools_not_pinned", error.message)
             return replace(report, warnings=(*report.warnings, refused))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import Refused
 from gateway.egress.addresses import normalise
+from gateway.errors import Refused
 from gateway.store.references import SecretRef, origin_of
 
 
