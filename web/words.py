@@ -268,7 +268,8 @@ SERVER_STATES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         "paused": ("wait", "pause", N_("Paused")),
         "no_value": ("bad", "key", N_("No value stored")),
-        "changed": ("wait", "warning", N_("Tools changed")),
+        "changed": ("wait", "warning", N_("Tools to look at")),
+        "unbound": ("bad", "key", N_("Credential not bound")),
         "registered": ("over", "server", N_("Registered")),
     }
 )

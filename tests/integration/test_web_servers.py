@@ -14,11 +14,14 @@ from sqlalchemy import text as sql
 from gateway.approvals import grants
 from gateway.approvals.terms import Terms
 from gateway.audit.records import SYSTEM
+from gateway.demo.runner import serve
 from gateway.errors import NotFound
-from gateway.registry import apps, servers, tools
+from gateway.registry import apps, servers, tools, unknown
 from gateway.registry.settings import AppSettings
 from gateway.store.database import Database
 from tests.support.clock import FakeClock
+from tests.support.mcp_servers import server, these, tool
+from tests.support.ports import free_port
 from tests.support.servers import CHANGED, CRM, FIND, SEND, crm, register
 from tests.support.stage import Stage, Wish, stage
 
@@ -73,8 +76,8 @@ async def test_the_list_tells_what_is_to_be_looked_at(played: Stage, adm) -> Non
     await played.ask()
     page = words(await adm.get("/servers"))
     assert "mcp.crm.example" in page
-    assert "Tools changed" in page
-    assert "1 changed" in page
+    assert "Tools to look at" in page
+    assert "1 to look at" in page
     assert "No value stored" in page
     assert "sealed:crm" in page
     assert "env:BANK" in page
@@ -106,8 +109,8 @@ async def test_a_viewer_reads_and_is_offered_nothing_to_press(played: Stage) -> 
 async def test_who_may_not_change_servers_changes_none(played: Stage, path: str) -> None:
     await crm(played, [SEND], [CHANGED])
     before = await servers.read(played.db, "crm")
-    [tool] = await tools.listing(played.db, "crm")
-    data = {**NEW, **BEARER, "value": VALUE, "digest": tool.listed_digest, "label": "other"}
+    [one] = await tools.listing(played.db, "crm")
+    data = {**NEW, **BEARER, "value": VALUE, "digest": one.listed_digest, "label": "other"}
     for role in ("viewer", "reviewer", "auditor"):
         client = await played.signed_in(f"{role}@example.org", role)
         assert (await client.post(path, data=data)).status_code == 403, role
@@ -115,7 +118,7 @@ async def test_who_may_not_change_servers_changes_none(played: Stage, path: str)
             assert (await client.get(path)).status_code == 403, role
     assert (await played.client().post(path, data=data)).status_code == 303
     assert await servers.read(played.db, "crm") == before
-    assert [tool] == await tools.listing(played.db, "crm")
+    assert [one] == await tools.listing(played.db, "crm")
     assert len(await servers.listing(played.db)) == 1
 
 
@@ -286,8 +289,8 @@ async def test_a_changed_tool_is_shown_path_by_path_and_accepted(
     clock.advance(60)
     answer = await adm.post("/servers/crm/tools/send_email", data={"digest": digest})
     assert answer.headers["location"] == "/servers/crm/tools/send_email"
-    [tool] = await tools.listing(played.db, "crm")
-    assert not tool.changed
+    [one] = await tools.listing(played.db, "crm")
+    assert not one.changed
     shown = words(await adm.get("/servers/crm/tools/send_email"))
     assert "What the server lists is what was accepted." in shown
     assert "adm@example.org" in shown
@@ -303,9 +306,9 @@ async def test_only_what_was_shown_is_accepted(played: Stage, adm) -> None:
     assert page.status_code == 409
     assert "Nothing was accepted" in words(page)
     assert "Worse" in page.text
-    [tool] = await tools.listing(played.db, "crm")
-    assert tool.changed
-    assert fields(page)["digest"] == tool.listed_digest
+    [one] = await tools.listing(played.db, "crm")
+    assert one.changed
+    assert fields(page)["digest"] == one.listed_digest
 
 
 @pytest.mark.parametrize(
@@ -316,17 +319,17 @@ async def test_a_tool_of_any_name_has_its_page(played: Stage, adm, name: str) ->
     listed = [{"name": name, "description": "other"}]
     await tools.observe(played.ledger, server_id, listed, now=played.clock())
     page = await adm.get("/servers/crm")
-    assert "<b>" not in page.text.split("<main")[1].replace("<b>Keep", "")
+    assert "<b>" not in page.text.split("<main")[1]
     [path] = set(re.findall(r'href="(/servers/crm/tools/[^"]+)"', page.text))
     page = await adm.get(httpx2.URL(html.unescape(path)))
     assert page.status_code == 200
     assert "\u202e" not in page.text
-    [action] = re.findall(r'<form method="post" action="(/servers/crm/tools/[^"]+)"', page.text)
+    [action] = set(re.findall(r'action="(/servers/crm/tools/[^"]+)"', page.text))
     answer = await adm.post(action, data={"digest": fields(page)["digest"]})
     assert answer.status_code == 303
     assert (await adm.get(answer.headers["location"])).status_code == 200
-    [tool] = await tools.listing(played.db, "crm")
-    assert not tool.changed
+    [one] = await tools.listing(played.db, "crm")
+    assert not one.changed
 
 
 async def test_what_does_not_exist_is_said_not_to(played: Stage, adm) -> None:
@@ -382,33 +385,117 @@ async def test_removing_says_what_will_be_denied_and_then_does_it(
 # --- testing --------------------------------------------------------------------------------
 
 
-async def test_what_a_test_found_is_shown_and_hostile_words_are_drawn(played: Stage, adm) -> None:
-    await crm(played, value=VALUE)
-    report = {
-        "visit": {
-            "outcome": "answered",
-            "sentence": "It listed 1 tool.",
-            "server": {"name": "<b>x</b>\u202e", "protocol": "2025-06-18"},
-            "tools": [{"name": "<i>\u200b", "description": "x" * 9_000}],
-            "milliseconds": {"connect": 3},
-        },
-        "without_credential": {"outcome": "answered", "sentence": "It answers anybody."},
-        "warnings": [{"code": "open_to_strangers", "sentence": "Anybody may use it."}],
-    }
+@pytest.fixture
+async def odd(played: Stage) -> AsyncIterator[str]:
+    """A real server whose words are hostile."""
+    words = tool("<i>\u200b", "x" * 9_000)
+    async with serve(server(these(words), name="<b>x</b>\u202e")) as url:
+        yield f"{url}/mcp"
 
-    async def probe(label: str) -> dict[str, object]:
-        assert label == "crm"
-        return report
 
-    played.services.probe = probe
-    assert "Test now" in (await adm.get("/servers/crm")).text
-    page = await adm.post("/servers/crm/test")
+async def test_what_a_test_found_is_shown_and_hostile_words_are_drawn(
+    played: Stage, adm, odd: str
+) -> None:
+    await register(played, "odd", odd, allow_private_network=True)
+    assert "Test now" in (await adm.get("/servers/odd")).text
+    page = await adm.post("/servers/odd/test")
     assert page.status_code == 200
     shown = words(page)
-    for fact in ("It listed 1 tool.", "Anybody may use it.", "It answers anybody.", "3 ms"):
+    for fact in ("The server wants no credential", "1 tool is listed", "127.0.0.1", "Took"):
         assert fact in shown, fact
     assert "<b>x" not in page.text
     assert "<i>" not in page.text
     assert not {"\u202e", "\u200b"} & set(page.text)
-    russian = await adm.post("/servers/crm/test", headers={"accept-language": "ru"})
+    [found] = await tools.listing(played.db, "odd")
+    assert found.state == "pinned"
+    russian = await adm.post("/servers/odd/test", headers={"accept-language": "ru"})
     assert "Сервер перечислил свои инструменты." in words(russian)
+    assert await records(played, "server.probed") == 2
+
+
+async def test_an_address_is_tested_before_it_is_registered(played: Stage, adm, odd: str) -> None:
+    form = {"url": odd, "label": "odd", "allow_private_network": "true", "act": "test"}
+    page = await adm.post("/servers/new", data=form)
+    assert page.status_code == 200
+    assert "The server answered" in words(page)
+    assert fields(page)["label"] == "odd"
+    assert await servers.listing(played.db) == []
+    page = await adm.post("/servers/new", data={**form, "allow_private_network": ""})
+    assert page.status_code == 400
+    assert await records(played, "server.probed") == 1
+
+
+async def test_a_server_that_is_not_there_is_a_finding(played: Stage, adm) -> None:
+    url = f"http://127.0.0.1:{free_port()}/mcp"
+    await register(played, "gone", url, allow_private_network=True)
+    page = await adm.post("/servers/gone/test")
+    assert page.status_code == 200
+    assert "The test failed" in words(page)
+
+
+# --- strangers, bindings, and tools that are not accepted -----------------------------------
+
+
+async def test_what_nobody_registered_is_listed_with_a_way_to_register_it(
+    played: Stage, adm
+) -> None:
+    app, now = ("app_1", "<b>bot"), played.clock()
+    await unknown.note(played.db, app, "https://evil.example/mcp", now=now)
+    await unknown.note(played.db, app, "label calendar", now=now)
+    page = await adm.get("/servers")
+    assert "No server is registered" in page.text
+    assert "Every request that brought one of these was refused." in words(page)
+    assert "<b>bot" not in page.text
+    assert 'href="/servers/new?url=https%3A%2F%2Fevil.example%2Fmcp"' in page.text
+    assert 'href="/servers/new?label=calendar"' in page.text
+    vic = await played.signed_in("vic@example.org", "viewer")
+    assert "Forget" not in (await vic.get("/servers")).text
+    path = re.findall(r'action="(/servers/unknown/[^"]+)"', page.text)[0]
+    assert (await vic.post(path)).status_code == 403
+    assert (await adm.post(path)).headers["location"] == "/servers"
+    assert len(await unknown.listing(played.db)) == 1
+
+
+async def test_a_credential_that_is_not_bound_is_said_so_and_confirmed(played: Stage, adm) -> None:
+    await played.ask()
+    assert "Credential not bound" in words(await adm.get("/servers"))
+    page = await adm.get("/servers/bank")
+    assert "so it is not." in words(page)
+    data = {name: fields(page)[name] for name in ("reference", "origin")}
+    assert data == {"reference": "env:BANK", "origin": "https://mcp.bank.example:443"}
+    vic = await played.signed_in("vic@example.org", "viewer")
+    assert (await vic.post("/servers/bank/binding", data=data)).status_code == 403
+    other = {**data, "origin": "https://evil.example:443"}
+    assert (await adm.post("/servers/bank/binding", data=other)).status_code == 409
+    assert (await servers.read(played.db, "bank")).binding is None
+    assert (await adm.post("/servers/bank/binding", data=data)).status_code == 303
+    page = words(await adm.get("/servers/bank"))
+    assert "by adm@example.org" in page
+    assert "Credential not bound" not in page
+
+
+async def test_a_new_tool_is_refused_and_then_accepted(played: Stage, adm) -> None:
+    server_id = await crm(played, [FIND])
+    await tools.observe(played.ledger, server_id, [FIND, SEND], now=played.clock())
+    page = await adm.get("/servers/crm/tools/send_email")
+    assert "Nobody has accepted this tool yet." in words(page)
+    digest = fields(page)["digest"]
+    path = "/servers/crm/tools/send_email"
+    for answer, state in (("refuse", "refused"), ("accept", "pinned")):
+        data = {"digest": digest, "answer": answer}
+        assert (await adm.post(path, data=data)).status_code == 303
+        found = await tools.read(played.db, "crm", "send_email")
+        assert found.state == state
+        assert (await adm.get(path)).status_code == 200
+    await tools.observe(played.ledger, server_id, [FIND], now=played.clock())
+    page = words(await adm.get(path))
+    assert "Not listed since" in page
+
+
+async def test_a_label_without_new_tools_of_its_own_can_be_asked_for(played: Stage, adm) -> None:
+    await adm.post("/servers/new", data={**NEW, "pin": "accept"})
+    assert (await servers.read(played.db, "crm")).settings.pin == "accept"
+    assert "each waits for a person" in words(await adm.get("/servers/crm"))
+    data = {**BEARER, "value": VALUE}
+    await adm.post("/servers/crm/credential", data=data)
+    assert (await servers.read(played.db, "crm")).settings.pin == "accept"

@@ -47,7 +47,9 @@ CHANGED = {
 async def register(played: Stage, label: str, url: str, **how: Any) -> str:
     """Register a server; returns its id."""
     settings = ServerSettings(label=label, url=url, **how)
-    entry = await servers.register(played.ledger, settings, actor=SYSTEM, now=played.clock())
+    entry = await servers.register(
+        played.ledger, settings, actor=SYSTEM, now=played.clock(), binds="host"
+    )
     await played.directory.reload()
     return entry.id
 

@@ -6,7 +6,6 @@ not taken, not in an address. What is shown is the reference.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form
@@ -17,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 from gateway.errors import GatepassError, Refused
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
-from gateway.registry import servers
+from gateway.registry import bindings, servers
 from gateway.registry.changes import By
 from gateway.registry.members import read_object
 from gateway.registry.servers import CredentialValue, ServerEntry
@@ -41,12 +40,12 @@ class CredentialForm(BaseModel):
 
     def bound(self, known: ServerSettings) -> ServerSettings:
         """The settings of the server with this reference, or without a credential; checked."""
-        members = server_document(known)
+        members = {**server_document(known), "tools": {"pin": known.pin}}
         members.pop("credential", None)
         if self.kind == "reference":
             given = {"header": self.header, "scheme": self.scheme, "from": self.reference.strip()}
             members["credential"] = {name: text for name, text in given.items() if text}
-        return replace(read_object(members, "server", read_server), pin=known.pin)
+        return read_object(members, "server", read_server)
 
 
 @router.get("/{label}/credential")
@@ -76,7 +75,8 @@ async def _store(
     services, now, label = frame.web(request).services, frame.now(request), entry.settings.label
     if form.kind != "value":
         wanted = form.bound(entry.settings)
-        await servers.change(services.ledger, wanted, actor=keeper.actor, now=now)
+        how = bindings.how(keeper.actor)
+        await servers.change(services.ledger, wanted, actor=keeper.actor, now=now, binds=how)
         return
     value = form.value.get_secret_value()
     if not value:
@@ -92,7 +92,6 @@ async def _page(
     form: CredentialForm | None = None,
     error: GatepassError | None = None,
 ) -> Response:
-    everyone = await servers.listing(frame.web(request).services.db)
     kept = entry.settings.credential
     elsewhere = kept is not None and not kept.source.startswith("sealed:")
     return await frame.page(
@@ -105,7 +104,7 @@ async def _page(
         header=form.header if form else kept.header if kept else "Authorization",
         scheme=form.scheme if form else (kept.scheme or "") if kept else "Bearer",
         reference=form.reference if form else kept.source if kept and elsewhere else "",
-        shared=shared_with(entry, everyone),
+        shared=await shared_with(frame.web(request).services, entry),
         value_missing=value_missing(entry),
         problem=Problem.of(error) if error else None,
     )

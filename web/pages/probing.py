@@ -7,11 +7,10 @@ of a stranger. Decides nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from gateway.errors import GatepassError
 from gateway.identity.login import Principal
 from gateway.services import Services
 from web import words
@@ -53,26 +52,15 @@ class Found:
     listed: int
 
 
-def possible(services: Services) -> bool:
-    """Whether this gateway tests servers."""
-    return services.probe is not None
-
-
-def possible_for_strangers(_services: Services) -> bool:
-    """Whether it tests addresses that are not registered."""
-    return False
-
-
-async def registered(services: Services, label: str, _who: Principal) -> Found:
+async def registered(services: Services, label: str, who: Principal) -> Found:
     """Test a registered server, with its credential and without."""
-    if services.probe is None:
-        raise GatepassError("Testing is not available here.", code="not_available", status=501)
-    return of(await services.probe(label))
+    return of(asdict(await services.prober.server(label, who.actor)))
 
 
-async def address(_services: Services, _url: str, _private: bool, _who: Principal) -> Found:
+async def address(services: Services, url: str, private: bool, who: Principal) -> Found:
     """Test an address that is not registered, without any credential."""
-    raise GatepassError("Testing is not available here.", code="not_available", status=501)
+    prober = services.prober
+    return of(asdict(await prober.address(url, who.actor, allow_private_network=private)))
 
 
 def of(report: Mapping[str, Any]) -> Found:

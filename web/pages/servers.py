@@ -6,12 +6,11 @@ test found is shown once, in the answer to the press of the button, and kept now
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -20,20 +19,31 @@ from gateway.approvals.reading import Query
 from gateway.approvals.server_use import Lately
 from gateway.errors import GatepassError
 from gateway.identity.login import Principal
-from gateway.identity.roles import Permission
-from gateway.registry import servers, tools
+from gateway.identity.roles import Permission, allowed
+from gateway.registry import bindings, servers, tools, unknown
+from gateway.registry.bindings import Seen
+from gateway.registry.changes import By
 from gateway.registry.directory import View
 from gateway.registry.members import read_object
 from gateway.registry.servers import ServerEntry
 from gateway.registry.settings import ServerSettings, read_server
+from gateway.services import Services
 from web import frame, visible
 from web.pages import probing
-from web.pages.tools import ToolRow
+from web.pages.tools import ToolRow, who
 
 router = APIRouter(prefix="/servers")
 Looking = Annotated[Principal, frame.needs(Permission.READ_SERVERS)]
 Writing = Annotated[Principal, frame.needs(Permission.WRITE_SERVERS)]
+Keeping = Annotated[Principal, frame.needs(Permission.WRITE_CREDENTIALS)]
 _LAST_CALLS = 10
+
+
+class BindingForm(BaseModel):
+    """The credential and the origin that were shown."""
+
+    reference: str = Field(max_length=500)
+    origin: str = Field(max_length=2048)
 
 
 class ServerForm(BaseModel):
@@ -44,21 +54,22 @@ class ServerForm(BaseModel):
     description: str = ""
     allow_private_network: bool = False
     inject: Literal["headers", "authorization"] = "headers"
+    pin: Literal["on_first_use", "accept"] = "on_first_use"
     act: Literal["save", "test"] = "save"
 
     def settings(self, label: str, known: ServerSettings | None = None) -> ServerSettings:
-        """The same, checked; the credential and what the form does not ask for stay as known."""
+        """The same, checked; the credential stays as known."""
         given: dict[str, Any] = {
             "label": label,
             "url": self.url.strip(),
             "description": self.description.strip() or None,
             "allow_private_network": self.allow_private_network,
             "inject": self.inject,
+            "tools": {"pin": self.pin},
         }
         if known is not None and known.credential is not None:
             given["credential"] = known.credential.row()
-        read = read_object(given, "server", read_server)
-        return read if known is None else replace(read, pin=known.pin)
+        return read_object(given, "server", read_server)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,16 @@ async def listing(request: Request, _reader: Looking) -> Response:
         )
         for entry in await servers.listing(services.db)
     ]
-    return await frame.page(request, "servers.html", rows=rows)
+    strangers = await unknown.listing(services.db)
+    return await frame.page(request, "servers.html", rows=rows, strangers=strangers)
+
+
+@router.post("/unknown/{entry}/forget")
+async def forget(request: Request, entry: str, writer: Writing) -> Response:
+    """Take a server that nobody has registered off the list."""
+    services, now = frame.web(request).services, frame.now(request)
+    await unknown.forget(services.ledger, entry, actor=writer.actor, now=now)
+    return RedirectResponse("/servers", 303)
 
 
 @router.get("/new")
@@ -151,6 +171,7 @@ async def settings(request: Request, label: str, _writer: Writing) -> Response:
         description=known.description or "",
         allow_private_network=known.allow_private_network,
         inject=known.inject,
+        pin=known.pin,
     )
     return await _form(request, form, entry)
 
@@ -164,11 +185,23 @@ async def change(
     entry = await servers.read(services.db, label)
     try:
         wanted = form.settings(label, entry.settings)
-        await servers.change(services.ledger, wanted, actor=writer.actor, now=now)
+        binds = bindings.how(writer.actor) if may_bind(writer) else None
+        await servers.change(services.ledger, wanted, actor=writer.actor, now=now, binds=binds)
     except GatepassError as error:
         return await _form(request, form, entry, error=_expected(error))
     await services.directory.refresh()
     return RedirectResponse(f"/servers/{label}", 303)
+
+
+@router.post("/{label}/binding")
+async def bind(
+    request: Request, label: str, keeper: Keeping, form: Annotated[BindingForm, Form()]
+) -> Response:
+    """Confirm that the credential may be sent to where the server is now, as it was shown."""
+    services, seen = frame.web(request).services, Seen(form.reference, form.origin)
+    await servers.bind(services.ledger, label, seen, By(keeper.actor, frame.now(request)))
+    await services.directory.refresh()
+    return RedirectResponse(f"/servers/{label}#credential", 303)
 
 
 @router.get("/{label}/remove")
@@ -197,6 +230,7 @@ def states_of(entry: ServerEntry, view: View) -> tuple[str, ...]:
     found = {
         "paused": paused,
         "no_value": value_missing(entry),
+        "unbound": entry.settings.credential is not None and entry.binding is None,
         "changed": entry.changed_tools > 0,
     }
     return tuple(code for code, holds in found.items() if holds) or ("registered",)
@@ -208,18 +242,24 @@ def value_missing(entry: ServerEntry) -> bool:
     return kept is not None and kept.source.startswith("sealed:") and entry.stored_at is None
 
 
-def shared_with(entry: ServerEntry, everyone: Sequence[ServerEntry]) -> list[str]:
+def may_bind(person: Principal) -> bool:
+    """Whether a credential that this person sets is bound to the server."""
+    return allowed(person.roles, Permission.WRITE_CREDENTIALS)
+
+
+async def shared_with(services: Services, entry: ServerEntry) -> list[str]:
     """Labels of other servers with the same reference; a value kept here is of one server only."""
     kept = entry.settings.credential
     if kept is None or kept.source.startswith("sealed:"):
         return []
-    return [
-        other.settings.label
-        for other in everyone
-        if other.id != entry.id
-        and other.settings.credential is not None
-        and other.settings.credential.source == kept.source
-    ]
+    same = [use.server for use in await bindings.uses(services.db) if use.reference == kept.source]
+    return [label for label in same if label != entry.settings.label]
+
+
+async def _origin(services: Services, label: str) -> str:
+    """Where the credential of a server would go."""
+    uses = (use for use in await bindings.uses(services.db) if use.server == label)
+    return next((use.origin for use in uses), "")
 
 
 async def _show(request: Request, label: str, found: probing.Found | None = None) -> Response:
@@ -237,13 +277,14 @@ async def _show(request: Request, label: str, found: probing.Found | None = None
         host=visible.host(entry.settings.url),
         codes=states_of(entry, view),
         value_missing=value_missing(entry),
-        shared=shared_with(entry, await servers.listing(services.db)),
+        shared=await shared_with(services, entry),
+        origin=await _origin(services, label),
+        bound_by=entry.binding and await who(services, entry.binding.by),
         sent=sent,
         tools=[ToolRow.of(label, state) for state in await tools.listing(services.db, label)],
         calls=calls,
         resting=await server_use.rests_on(services.db, view, (entry.id, label), now),
         found=found,
-        testable=probing.possible(services),
     )
 
 
@@ -263,7 +304,6 @@ async def _form(
         entry=entry,
         problem=Problem.of(error) if error else None,
         found=found,
-        testable=probing.possible_for_strangers(frame.web(request).services),
     )
 
 

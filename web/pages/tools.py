@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Form
@@ -21,7 +21,7 @@ from gateway.errors import Conflict, NotFound
 from gateway.identity import people
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
-from gateway.registry import servers, tools
+from gateway.registry import accepting, servers, tools
 from gateway.registry.tools import ToolState
 from gateway.services import Services
 from web import arguments, comparing, frame, visible, words
@@ -32,25 +32,25 @@ Looking = Annotated[Principal, frame.needs(Permission.READ_SERVERS)]
 Writing = Annotated[Principal, frame.needs(Permission.WRITE_SERVERS)]
 
 
-class AcceptForm(BaseModel):
-    """The definition that was shown."""
+class AnswerForm(BaseModel):
+    """What is said of the definition that was shown."""
 
     digest: str = Field(max_length=80)
+    answer: Literal["accept", "refuse"] = "accept"
 
 
 @dataclass(frozen=True)
 class ToolRow:
-    """One line of a server's tools. `state` is a code of words.TOOL_STATES."""
+    """One line of a server's tools."""
 
     tool: ToolState
-    state: str
     effect: str
     address: str
 
     @classmethod
     def of(cls, label: str, tool: ToolState) -> ToolRow:
         """The same for the page."""
-        return cls(tool, state_of(tool), words.effect_of(tool.listed), address(label, tool.name))
+        return cls(tool, words.effect_of(tool.listed), address(label, tool.name))
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,9 @@ class Beside:
     """
 
     address: str
-    accepted_at: datetime
+    accepted_at: datetime | None
     accepted_by: str | None
     compared: comparing.Comparison | None
-
-
-def state_of(tool: ToolState) -> str:
-    """Which of TOOL_STATES a tool is in."""
-    return "changed" if tool.changed else "pinned"
 
 
 def address(label: str, tool: str) -> str:
@@ -88,23 +83,23 @@ async def show(request: Request, label: str, tool: str, _reader: Looking) -> Res
 
 
 @router.post("/{label}/tools/{tool:path}")
-async def accept(
-    request: Request, label: str, tool: str, writer: Writing, form: Annotated[AcceptForm, Form()]
+async def answer(
+    request: Request, label: str, tool: str, writer: Writing, form: Annotated[AnswerForm, Form()]
 ) -> Response:
-    """Accept exactly the definition that was shown."""
+    """Accept or refuse exactly the definition that was shown."""
     services, name = frame.web(request).services, _named(tool)
-    now = frame.now(request)
+    said = accepting.accept if form.answer == "accept" else accepting.refuse
+    seen, now = (name, form.digest), frame.now(request)
     try:
-        seen = (name, form.digest)
-        await tools.accept(services.ledger, label, seen, actor=writer.actor, now=now)
+        await said(services.ledger, label, seen, actor=writer.actor, now=now)
     except Conflict as problem:
         return await _page(request, label, name, problem)
     return RedirectResponse(address(label, name), 303)
 
 
-async def who(services: Services, ref: str) -> str | None:
+async def who(services: Services, ref: str | None) -> str | None:
     """The e-mail address behind the name of an actor; None when nobody signed in did it."""
-    if not ref.startswith("usr_"):
+    if ref is None or not ref.startswith("usr_"):
         return None
     try:
         return (await people.read(services.db, ref)).email
@@ -118,7 +113,8 @@ async def beside(services: Services, view: ApprovalView) -> Beside | None:
     tool = (await tools.known(services.db, view.server_id)).get(view.tool)
     if server is None or tool is None:
         return None
-    differs = view.definition is not None and view.definition_digest != tool.pinned_digest
+    other = view.definition_digest != tool.pinned_digest
+    differs = other and view.definition is not None and tool.pinned is not None
     return Beside(
         address(server.label, tool.name),
         tool.pinned_at,
@@ -127,21 +123,14 @@ async def beside(services: Services, view: ApprovalView) -> Beside | None:
     )
 
 
-async def find(services: Services, label: str, name: str) -> ToolState:
-    """One tool; raises `NotFound`."""
-    for state in await tools.listing(services.db, label):
-        if state.name == name:
-            return state
-    raise NotFound(f"The server {label!r} lists no such tool.", code="tool_unknown")
-
-
 async def _page(
     request: Request, label: str, name: str, problem: Conflict | None = None
 ) -> Response:
     services = frame.web(request).services
-    entry, tool = await servers.read(services.db, label), await find(services, label, name)
+    entry, tool = await servers.read(services.db, label), await tools.read(services.db, label, name)
     tell = Teller(frame.web(request).renderer, await frame.interface(request))
     listed = arguments.view(exact(tool.listed))
+    pinned = tool.pinned if tool.changed else None
     return await frame.page(
         request,
         "tool.html",
@@ -149,11 +138,12 @@ async def _page(
         entry=entry,
         host=visible.host(entry.settings.url),
         row=ToolRow.of(label, tool),
-        pinned=arguments.view(exact(tool.pinned)),
+        pinned=None if pinned is None else arguments.view(exact(pinned)),
         listed=listed,
-        compared=comparing.compare(tool.pinned, tool.listed),
-        signs=tell.hazards(listed),
+        compared=None if pinned is None else comparing.compare(pinned, tool.listed),
+        signs=tell.signs(tool.signs) + tell.hazards(listed),
         accepted_by=await who(services, tool.pinned_by),
+        refused_by=await who(services, tool.refused_by),
         problem=tell.refusal(problem),
     )
 
