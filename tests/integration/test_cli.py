@@ -24,6 +24,7 @@ from gateway.config import Settings
 from gateway.demo.mcp_server import McpSettings, create_mcp_server
 from gateway.demo.runner import serve
 from gateway.identity import people
+from gateway.registry import servers, tools
 from gateway.store.tables import Server
 from gateway.telemetry import utc_now
 from tests.support.house import CallWanted, held_call
@@ -381,6 +382,43 @@ def test_servers_are_added_and_removed(host: Host) -> None:
     assert host.run("servers", "add", "wiki", "https://x.example/mcp").exit_code == 1
     host.ok("servers", "remove", "wiki")
     assert host.json("servers", "list") == []
+
+
+def test_tools_are_shown_accepted_and_refused_by_digest(host: Host) -> None:
+    host.ok("servers", "add", "wiki", "https://mcp.example/mcp")
+    ask = {"name": "ask", "description": "Ask.", "input_schema": {"type": "object"}}
+
+    def lists(*definitions: dict) -> None:
+        async def observe() -> None:
+            async with opened(Settings(data_dir=host.data)) as house:
+                server = await servers.read(house.db, "wiki")
+                await tools.observe(house.ledger, server.id, definitions, now=utc_now())
+
+        asyncio.run(observe())
+
+    lists(ask)
+    lists({**ask, "description": "Ask\u202e."}, {**ask, "name": "wipe"})
+    printed = host.ok("servers", "tools", "wiki")
+    assert "changed" in printed
+    assert "text_reversed" in printed
+    one = host.ok("servers", "tools", "wiki", "ask")
+    assert "/description changed" in one
+    assert "⟨U+202E⟩" in one
+    states = {state["name"]: state for state in host.json("servers", "tools", "wiki")}
+    assert {name: state["state"] for name, state in states.items()} == {
+        "ask": "changed",
+        "wipe": "new",
+    }
+    digest = states["wipe"]["listed_digest"]
+    assert host.run("servers", "accept", "wiki", "wipe").exit_code == 2
+    stale = states["ask"]["pinned_digest"]
+    assert host.run("servers", "accept", "wiki", "ask", "--digest", stale).exit_code == 1
+    host.ok("servers", "refuse", "wiki", "wipe", "--digest", digest)
+    assert host.run("servers", "accept", "wiki", "--all", stdin="n\n").exit_code == 1
+    assert "ask" in host.ok("servers", "accept", "wiki", "--all", "--yes")
+    states = {state["name"]: state["state"] for state in host.json("servers", "tools", "wiki")}
+    assert states == {"ask": "pinned", "wipe": "refused"}
+    assert host.json("servers", "unknown") == []
 
 
 # --- requests -------------------------------------------------------------------------------
