@@ -92,7 +92,11 @@ def of(report: Mapping[str, Any]) -> Found:
         stranger=_said(without) if (without := _inner(report, "without_credential")) else None,
         warnings=tuple(map(_said, _list(report, "warnings"))),
         tools=tuple(
-            FoundTool(_text(tool, "name"), words.effect_of(tool), _text(tool, "description"))
+            FoundTool(
+                _text(tool, "name"),
+                words.effect_of(_inner(tool, "definition") or tool),
+                _text(tool, "description"),
+            )
             for tool in tools[:_MOST_TOOLS]
         ),
         listed=len(tools),
