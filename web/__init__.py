@@ -14,6 +14,7 @@ from web.frame import Web
 from web.pages import (
     alarms,
     audit,
+    credentials,
     delegations,
     emergency,
     grants,
@@ -21,7 +22,9 @@ from web.pages import (
     overview,
     remember,
     requests,
+    servers,
     sign_in,
+    tools,
 )
 from web.pages import preferences as preferences_page
 from web.rendering import Renderer
@@ -41,7 +44,9 @@ def mount(app: FastAPI, services: Services) -> None:
     pages.state.web = Web(services, Renderer(files, translation.catalogs()), files, site)
     pages.state.services = services
     people = (remember, emergency, requests, grants, delegations)  # the particular before any
-    for screen in (overview, sign_in, preferences_page, inbox, alarms, *people, audit, live):
+    configured = (servers, credentials, tools)
+    others = (overview, sign_in, preferences_page, inbox, alarms)
+    for screen in (*others, *people, *configured, audit, live):
         pages.include_router(screen.router)
     pages.add_route("/static/{name}", files.serve)
     failures.install(pages)

@@ -171,8 +171,8 @@ def _inspect_number(literal: str, findings: _Findings) -> None:
 
 
 def _inspect_text(text: str, findings: _Findings) -> None:
-    for mark in hidden(text):
-        findings.add("hidden_character", mark)
+    for found in hidden(text):
+        findings.add("hidden_character", found)
     if spelled := tagged(text):
         findings.add("hidden_message", visible(spelled))
     for word in mixed_words(text):
@@ -187,20 +187,20 @@ def _folded(key: str) -> str:
 
 
 def _value(node: object, depth: int, lead: tuple[Token, ...], tail: str) -> Iterator[Line]:
-    end = (_mark(tail),) if tail else ()
+    end = (mark(tail),) if tail else ()
     match node:
         case _Object(pairs) if pairs:
-            yield Line(depth, (*lead, _mark("{")))
+            yield Line(depth, (*lead, mark("{")))
             for position, (key, value) in enumerate(pairs):
                 comma = "," if position < len(pairs) - 1 else ""
-                yield from _value(value, depth + 1, (_quoted("key", key), _mark(": ")), comma)
-            yield Line(depth, (_mark("}"), *end))
+                yield from _value(value, depth + 1, (quoted("key", key), mark(": ")), comma)
+            yield Line(depth, (mark("}"), *end))
         case list() if node:
-            yield Line(depth, (*lead, _mark("[")))
+            yield Line(depth, (*lead, mark("[")))
             for position, value in enumerate(node):
                 comma = "," if position < len(node) - 1 else ""
                 yield from _value(value, depth + 1, (), comma)
-            yield Line(depth, (_mark("]"), *end))
+            yield Line(depth, (mark("]"), *end))
         case _:
             yield Line(depth, (*lead, _leaf(node), *end))
 
@@ -208,25 +208,31 @@ def _value(node: object, depth: int, lead: tuple[Token, ...], tail: str) -> Iter
 def _leaf(node: object) -> Token:
     match node:
         case str():
-            return _quoted("string", node)
+            return quoted("string", node)
         case _Number(literal):
             return Token("number", tuple(segments(literal)))
         case _Object():
-            return _mark("{}")
+            return mark("{}")
         case list():
-            return _mark("[]")
+            return mark("[]")
         case _:
             return Token("word", (Segment(json.dumps(node)),))
 
 
-def _mark(text: str) -> Token:
+def mark(text: str) -> Token:
+    """Punctuation of JSON."""
     return Token("mark", (Segment(text),))
 
 
-def _quoted(kind: str, text: str) -> Token:
-    # Quotes and backslashes inside stay escaped: a value cannot pretend to have ended.
-    inner = text.replace("\\", "\\\\").replace('"', '\\"')
-    return Token(kind, (Segment('"'), *segments(inner, spaces=True), Segment('"')))
+def quoted(kind: str, text: str) -> Token:
+    """A text between quotation marks."""
+    return Token(kind, (Segment('"'), *inside(text), Segment('"')))
+
+
+def inside(text: str) -> tuple[Segment, ...]:
+    """What stands between the quotation marks; no value can pretend to have ended there."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return tuple(segments(escaped, spaces=True))
 
 
 def _summary(tree: object) -> str:

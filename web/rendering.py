@@ -127,6 +127,10 @@ def _environment(assets: Assets, catalog: gettext.NullTranslations) -> Environme
         HAZARDS=words.HAZARDS,
         ALARMS=words.ALARMS,
         FINDINGS=words.FINDINGS,
+        SERVER_STATES=words.SERVER_STATES,
+        TOOL_STATES=words.TOOL_STATES,
+        CLAIMS=words.CLAIMS,
+        PROBE_SENTENCES=words.PROBE_SENTENCES,
     )
     return environment
 

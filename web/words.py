@@ -222,6 +222,10 @@ REFUSALS: Mapping[str, str] = MappingProxyType(
             "one way: only what is the same can be remembered."
         ),
         "reviewer_excluded": N_("You may not decide about this request; somebody else has to."),
+        "tool_definition_stale": N_(
+            "Another definition has been listed since you looked. Nothing was accepted; look at "
+            "this one."
+        ),
     }
 )
 
@@ -256,6 +260,108 @@ DELEGATION_STATES: Mapping[str, str] = MappingProxyType(
         "active": N_("active"),
         "over": N_("over"),
         "revoked": N_("revoked"),
+    }
+)
+
+# Tone, icon and word, by what has to be said of a server or a tool.
+SERVER_STATES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+    {
+        "paused": ("wait", "pause", N_("Paused")),
+        "no_value": ("bad", "key", N_("No value stored")),
+        "changed": ("wait", "warning", N_("Tools to look at")),
+        "unbound": ("bad", "key", N_("Credential not bound")),
+        "registered": ("over", "server", N_("Registered")),
+    }
+)
+
+TOOL_STATES: Mapping[str, tuple[str, str, str, str]] = MappingProxyType(
+    {
+        "pinned": (
+            "good",
+            "approved",
+            N_("Accepted"),
+            N_("What the server lists is what was accepted."),
+        ),
+        "changed": (
+            "wait",
+            "warning",
+            N_("Changed"),
+            N_("The server lists another definition than the accepted one. Every call is held."),
+        ),
+        "new": (
+            "wait",
+            "pending",
+            N_("New"),
+            N_("Nobody has accepted this tool yet. Every call is held."),
+        ),
+        "gone": (
+            "over",
+            "cancelled",
+            N_("Not listed any more"),
+            N_("The server does not list this tool any more. Every call is held."),
+        ),
+        "refused": (
+            "bad",
+            "denied",
+            N_("Rejected"),
+            N_("Somebody has rejected this definition. Every call is denied."),
+        ),
+    }
+)
+
+# What a server claims of its tool, for a column.
+CLAIMS: Mapping[str, str] = MappingProxyType(
+    {
+        "reads": N_("only reads"),
+        "destroys": N_("may destroy"),
+        "writes": N_("changes things"),
+        "unsaid": N_("does not say"),
+    }
+)
+
+# What a test of a server tells, by the name of the member.
+PROBED: Mapping[str, str] = MappingProxyType(
+    {
+        "name": N_("Calls itself"),
+        "protocol": N_("Protocol"),
+        "instructions": N_("Tells the model"),
+        "address": N_("Reached at"),
+        "tls": N_("Encryption"),
+        "subject": N_("Certificate of"),
+        "issuer": N_("Issued by"),
+        "challenge": N_("Asks for"),
+        "connect": N_("connecting"),
+        "initialize": N_("greeting"),
+        "list_tools": N_("listing tools"),
+    }
+)
+
+# The same in other languages; in English a test brings its own, more exact sentence.
+PROBE_SENTENCES: Mapping[str, str] = MappingProxyType(
+    {
+        "answered": N_("The server listed its tools."),
+        "credential_refused": N_("The server refused the credential."),
+        "credential_wanted": N_("The server wants a credential."),
+        "credential_unavailable": N_("The value of the credential cannot be opened."),
+        "failing": N_("The server answered with an error."),
+        "not_mcp": N_("What answers there is not an MCP server."),
+        "not_http": N_("What answers there does not speak HTTP as it should."),
+        "redirected": N_("The server redirects to another address, which is not followed."),
+        "blocked": N_("Connections to this address are not allowed."),
+        "too_much": N_("The server answered with more than is read."),
+        "too_slow": N_("The server did not answer in time."),
+        "unreachable": N_("The server cannot be reached."),
+        "cut": N_("The server cut the connection in the middle of an answer."),
+        "tls_failed": N_("The server's certificate is not accepted."),
+        "open_to_strangers": N_(
+            "The server answers without its credential: whoever reaches it may use it."
+        ),
+        "no_credential": N_("The server wants no credential: whoever reaches it may use it."),
+        "plain_http": N_("The connection is not encrypted: a credential can be read on the way."),
+        "certificate_ends_soon": N_("The server's certificate ends soon."),
+        "list_too_long": N_("The server lists more tools than are read; none of them is noted."),
+        "tools_not_pinned": N_("The list of tools cannot be relied on; none of them is noted."),
+        "no_tools": N_("The server lists no tools."),
     }
 )
 

@@ -22,13 +22,7 @@ from gateway.errors import Conflict, NotAllowed, NotFound
 from gateway.registry import bindings, ending
 from gateway.registry.bindings import Binding, Seen
 from gateway.registry.changes import By, Change, changing, differences, digest_of, names
-from gateway.registry.members import read_object
-from gateway.registry.settings import (
-    CredentialSettings,
-    ServerSettings,
-    read_server,
-    server_document,
-)
+from gateway.registry.settings import CredentialSettings, ServerSettings, check_server
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.ids import new_id
@@ -145,7 +139,7 @@ async def set_credential(
         row = await _known(changed.session, label)
         before = settings_of(row)
         after = replace(before, credential=_sealed_credential(before, given))
-        read_object(server_document(after), "server", read_server)  # a header that can carry it
+        check_server(after)  # a header that can carry it
         how = bindings.how(by.actor)
         row = await put(changed, row, after, binds=how)
         await bindings.bind(changed, row, how)

@@ -12,12 +12,14 @@ from typing import Any
 
 from gateway.egress import addresses
 from gateway.errors import Refused
-from gateway.registry.members import Members
+from gateway.registry.members import Members, read_object
 from gateway.store import oauth
 from gateway.store.oauth import OAuthClient
 from gateway.store.references import SecretRef
 
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+#: Taken by pages and by paths of the API beside those of servers.
+_RESERVED_LABELS = frozenset({"new", "probe", "unknown"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,79}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")
@@ -255,6 +257,11 @@ def read_oauth_client(members: Members) -> OAuthClient | None:
     return client if len(members.problems) == before else None
 
 
+def check_server(settings: ServerSettings) -> None:
+    """Raise `Refused` for what `read_server` would not have read."""
+    read_object(server_document(settings), "server", read_server)
+
+
 def server_document(settings: ServerSettings) -> dict[str, Any]:
     """The members that `read_server` reads back, without what is at its default."""
     members: dict[str, Any] = {
@@ -273,6 +280,8 @@ def _label(text: str) -> str:
         raise Refused(
             "must be 1 to 64 letters, digits, dashes or underscores, beginning with a letter"
         )
+    if text in _RESERVED_LABELS:
+        raise Refused(f"must not be {text!r}, which is the name of a page")
     return text
 
 

@@ -49,6 +49,7 @@ async def test_a_server_is_registered_changed_and_removed(client, adm, services)
         ({"url": "file:///etc/passwd"}, "url"),
         ({"url": "stdio:rm"}, "url"),
         ({"label": "two words"}, "label"),
+        ({"label": "unknown"}, "label"),
         ({"credential": {"header": "Host", "from": "env:X"}}, "header"),
         ({"credential": {"from": "plain-secret"}}, "from"),
     ],
@@ -57,6 +58,18 @@ async def test_what_is_not_a_server_is_refused(client, adm, change, param) -> No
     answer = await _post(client, adm, "/servers", {**SERVER, **change})
     assert answer.status_code == 400
     assert answer.json()["param"].endswith(param)
+
+
+@pytest.mark.parametrize("change", [{"header": "Host"}, {"header": "a\r\nb"}, {"scheme": "a b"}])
+async def test_a_value_goes_only_where_a_credential_can(client, adm: Somebody, change) -> None:
+    await _post(client, adm, "/servers", SERVER)
+    body = {"value": CANARY, "header": "Authorization", **change}
+    answer = await client.put("/api/v1/servers/wiki/credential", json=body, headers=adm.bearer)
+    assert answer.status_code == 400
+    assert CANARY not in answer.text
+    shown = await client.get("/api/v1/servers/wiki", headers=adm.bearer)
+    assert shown.json()["credential"] == SERVER.get("credential")
+    assert shown.json()["stored_at"] is None
 
 
 async def test_unknown_members_are_refused(client, adm: Somebody) -> None:

@@ -34,11 +34,13 @@ from gateway.config import Settings
 from gateway.exchange.messages import Call, Observed, ServerFacts
 from gateway.identity import login, people
 from gateway.policy.rules import Policy, parse
+from gateway.probing.probes import Prober, Turns
 from gateway.registry.directory import Directory
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.tables import App, ReviewerGroup, Server, ToolDefinition, User
 from gateway.telemetry import Clock
+from gateway.vault import open_vault
 from tests.support.ledger import make_ledger, running
 
 URL = "http://127.0.0.1:8080"
@@ -75,6 +77,7 @@ class Stage:
         self.db, self.clock, self.url = db, clock, url
         self.ledger = make_ledger(db, clock)
         self.envelope = Envelope(bytes(range(32)))
+        self.vault = open_vault(db, self.envelope, {"BANK": "canary-bank-token"})
         self.wakeups = Wakeups(db)
         self.directory = Directory(db)
         self.approvals = Approvals(self.ledger, self.envelope, self.wakeups)
@@ -91,6 +94,7 @@ class Stage:
             approvals=self.approvals,
             clock=clock,
             directory=self.directory,
+            prober=Prober(self.ledger, self.vault, clock, Turns()),
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         web.mount(self.app, self.services)

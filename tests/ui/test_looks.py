@@ -14,6 +14,7 @@ from gateway.approvals.terms import Terms
 from gateway.audit.records import SYSTEM
 from gateway.registry import pauses
 from gateway.registry.pauses import Pausing
+from tests.support.servers import CHANGED, FIND, SEND, crm, register
 from tests.support.stage import Stage, Wish
 from tests.ui.conftest import House, Open
 
@@ -39,7 +40,22 @@ async def addresses(house: House) -> dict[str, str]:
     await played.decide(unclear, "approve")
     await played.execute(unclear, outcome="unknown")
     await trouble(played)
+    changed = [CHANGED, {"name": "..", "description": LONG * 3}]
+    await crm(played, [SEND, FIND, changed[1]], changed)
+    await register(played, "x" * 64, "https://xn--bcher-kva.example/" + "long" * 99)
     return {
+        "servers": "/servers",
+        "server": "/servers/crm",
+        "server hostile": f"/servers/{'x' * 64}",
+        "server with calls": "/servers/bank",
+        "tool changed": "/servers/crm/tools/send_email",
+        "tool hostile": "/servers/crm/tools/~..",
+        "tool accepted": "/servers/crm/tools/find_contact",
+        "new server": f"/servers/new?url={'y' * 300}",
+        "settings": "/servers/crm/settings",
+        "credential": "/servers/crm/credential",
+        "removing": "/servers/bank/remove",
+        "more": "/more",
         "overview": "/",
         "alarms": "/alarms",
         "unclear": "/unclear",

@@ -40,3 +40,12 @@ async def overview(
         decided=decided[:5],
         ledger_ok=services.ledger.healthy,
     )
+
+
+@router.get("/more")
+async def more(
+    request: Request,
+    _reader: Annotated[Principal, frame.needs(Permission.READ_REQUESTS)],
+) -> Response:
+    """Every page there is for the reader: a phone's bar has room for a few."""
+    return await frame.page(request, "more.html")

@@ -23,7 +23,7 @@ from gateway.identity import delegations
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 from web import arguments, checks, frame, visible, words
-from web.pages import inbox, telling
+from web.pages import inbox, telling, tools
 from web.pages.telling import Teller, reviewer_of
 
 router = APIRouter(prefix="/requests")
@@ -94,6 +94,7 @@ async def show(request: Request, approval_id: str, reader: Looking) -> Response:
         credential=tell.credential(servers.get(view.server_id)),
         definition=definition,
         definition_signs=tell.hazards(definition),
+        beside=await tools.beside(frame.web(request).services, view),
         check=await checks.decision(frame.web(request).services, view),
     )
 

@@ -5,12 +5,12 @@ Chooses words, never facts. Says "executed" or "sent" only where that was observ
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import orjson
 from markupsafe import Markup
 
 from gateway.approvals import lifecycle
@@ -19,6 +19,7 @@ from gateway.approvals.views import ApprovalView, DecisionView, ReviewView, Sett
 from gateway.errors import GatepassError, Refused
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission, allowed
+from gateway.policy.risk import RiskSignal
 from gateway.registry.directory import ServerView
 from web import arguments, visible, words
 from web.formats import seen
@@ -108,6 +109,11 @@ class Teller:
     def hazards(self, shown: arguments.ArgumentView) -> list[tuple[Markup, str]]:
         """What a reader of this text could be misled by."""
         return [(self.say(words.HAZARDS[item.code]), item.seen) for item in shown.hazards]
+
+    def signs(self, found: Sequence[RiskSignal]) -> list[tuple[Markup, str]]:
+        """What stands out in a stranger's text."""
+        told = ({"code": sign.code, "sentence": sign.sentence} for sign in found)
+        return [(self._signal(signal), "") for signal in told]
 
     def _signal(self, signal: Mapping[str, Any]) -> Markup:
         known = words.SIGNALS.get(signal["code"])
@@ -273,7 +279,12 @@ def reviewer_of(reader: Principal) -> Reviewer:
 
 def definition(view: ApprovalView) -> arguments.ArgumentView:
     """The tool definition, laid out like arguments are."""
-    return arguments.view(orjson.dumps(view.definition or {}).decode())
+    return arguments.view(exact(view.definition or {}))
+
+
+def exact(definition: Mapping[str, Any]) -> str:
+    """The text that the digest of a definition covers."""
+    return json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _reviewed(review: ReviewView) -> str:

@@ -55,7 +55,7 @@ document.addEventListener("submit", (event) => {
 });
 
 // --- keys
-const jumps = { o: "/", i: "/inbox", h: "/requests", a: "/audit" };
+const jumps = { o: "/", i: "/inbox", h: "/requests", s: "/servers", a: "/audit" };
 let jumping = 0;
 
 document.addEventListener("keydown", (event) => {
