@@ -1,4 +1,4 @@
-"""One request to OpenBao or HashiCorp Vault: bounded in time and length, no redirects followed.
+"""One request to OpenBao or HashiCorp Vault, through the guarded client.
 
 What they answer of an error is read to tell what state they are in, and never repeated.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 
+from gateway.egress.client import Bounds, Redirected, TooLarge, open_client
 from gateway.errors import Unavailable
 from gateway.exchange.messages import Json
 
@@ -55,15 +56,13 @@ class Http:
         """One request below `/v1/`, with a `Secret` as the token."""
         try:
             async with asyncio.timeout(SECONDS):
-                client = await self._opened()
-                status, raw = await _exchange(client, method, path, token, body)
+                answer = await _exchange(await self._opened(), self._url(method, path), token, body)
         except (httpx2.HTTPError, OSError, TimeoutError) as error:
             raise Unavailable(
                 f"The vault at {self.address} cannot be reached ({type(error).__name__}).",
                 code="vault_unreachable",
             ) from None
-        answer = Answer(status, _read(raw))
-        if problem := _state(answer, raw is None):
+        if problem := _state(answer):
             raise Unavailable(f"The vault at {self.address} {problem[1]}.", code=problem[0])
         return answer
 
@@ -73,22 +72,22 @@ class Http:
         if client is not None:
             await client.aclose()
 
+    def _url(self, method: str, path: str) -> tuple[str, str]:
+        return method, f"{self.address}/v1/{path}"
+
     async def _opened(self) -> httpx2.AsyncClient:
         async with self._lock:
             if self._client is None:
-                headers = {"x-vault-request": "true", "accept-encoding": "identity"}
+                headers = {"x-vault-request": "true"}
                 if self._place.namespace:
                     headers["x-vault-namespace"] = self._place.namespace
                 # Reading the certificates takes long enough to be felt by everybody else.
-                verify = await asyncio.to_thread(_trusted, self._place.ca_file)
-                self._client = httpx2.AsyncClient(
-                    base_url=f"{self.address}/v1/",
-                    headers=headers,
-                    verify=verify,
-                    timeout=SECONDS,
-                    follow_redirects=False,
-                    trust_env=False,
+                trust = await asyncio.to_thread(_trusted, self._place.ca_file)
+                # Where it is, the operator says: it may well be in a network of their own.
+                bounds = Bounds(
+                    allow_private_network=True, seconds=SECONDS, most=_LARGEST, trust=trust
                 )
+                self._client = open_client(bounds, headers=headers)
             return self._client
 
 
@@ -103,21 +102,20 @@ def _trusted(ca_file: Path | None) -> ssl.SSLContext:
 
 
 async def _exchange(
-    client: httpx2.AsyncClient, method: str, path: str, token: Any, body: Json | None
-) -> tuple[int, bytes | None]:
-    """Status and body; no body where it is longer than anything that is asked for."""
+    client: httpx2.AsyncClient, target: tuple[str, str], token: Any, body: Json | None
+) -> Answer:
     # Bearer, since the library shows no value of that header where it prints one.
     headers = None if token is None else {"authorization": f"Bearer {token.reveal()}"}
-    raw = bytearray()
-    async with client.stream(method, path, headers=headers, json=body) as answer:
-        async for chunk in answer.aiter_bytes():
-            raw += chunk
-            if len(raw) > _LARGEST:
-                return answer.status_code, None
-        return answer.status_code, bytes(raw)
+    try:
+        answer = await client.request(*target, headers=headers, json=body)
+    except Redirected as error:
+        return Answer(error.status, {})
+    except TooLarge:  # longer than anything that is asked for
+        return Answer(200, {})
+    return Answer(answer.status_code, _read(answer.content))
 
 
-def _read(raw: bytes | None) -> Json:
+def _read(raw: bytes) -> Json:
     """The document; numbers stay as they are written."""
     try:
         found = json.loads(raw or b"{}", parse_int=str, parse_float=str)
@@ -126,7 +124,7 @@ def _read(raw: bytes | None) -> Json:
     return found if isinstance(found, dict) else {}
 
 
-def _state(answer: Answer, too_long: bool) -> tuple[str, str] | None:
+def _state(answer: Answer) -> tuple[str, str] | None:
     """A code and what the vault is or does, when it is in no state to answer."""
     if answer.status in _REDIRECTS:
         return (
@@ -138,7 +136,7 @@ def _state(answer: Answer, too_long: bool) -> tuple[str, str] | None:
         return "vault_busy", "is asked too often: a rate limit of its own (429)"
     if answer.status >= 500 or answer.status in {472, 473}:
         return _failing(answer)
-    if too_long or (answer.status == 200 and not answer.body):
+    if answer.status == 200 and not answer.body:
         return "vault_unusable", "answers what cannot be read: is it an OpenBao or HashiCorp Vault?"
     return None
 

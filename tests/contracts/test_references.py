@@ -28,7 +28,7 @@ def _routes() -> Iterator[str]:
     for router in api.routers():
         for route in router.routes:
             for method in route.methods:
-                yield f"{method} /api/v1{route.path}"
+                yield f"{method} /api/v1{route.path}".replace(":path}", "}")
 
 
 def test_every_command_is_documented_and_none_is_invented() -> None:

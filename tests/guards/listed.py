@@ -13,6 +13,7 @@ EXCHANGES, REPLICAS = "approvals/exchanges", "approvals/replicas"
 REVIEW, CASE = "approvals/review", "approvals/case"
 LIFECYCLE, DECISIONS = "approvals/lifecycle", "approvals/decisions"
 MACHINE, AZURE, DRIVER = "exchange/machine", "proxy/azure", "proxy/driver"
+RETRYING, CLAIMING = "proxy/retrying", "proxy/claiming"
 LEDGER, SEQUENCER = "audit/ledger", "audit/sequencer"
 
 RELEASING = "integration/test_release.py::test_"
@@ -86,7 +87,7 @@ CLAIMS = (
     guard(
         "a round with answers is claimed before it is sent",
         "e2e/test_path.py::test_an_approved_call_runs_once_and_the_app_sees_one_response[plain]",
-        (f"{DRIVER}:Driver._claim", "if not released and not denied:", "if True:"),
+        (f"{CLAIMING}:Claiming.attempt", "if not turn.releases and not turn.denials:", "if True:"),
     ),
     guard(
         "an outcome is written by the last claim",
@@ -187,14 +188,14 @@ SENDING = (
     guard(
         "what may have been sent is not sent again",
         f"{RESET}[after-1-False]",
-        (f"{AZURE}:_pause", "case Broken(sent=False):", "case Broken():"),
+        (f"{RETRYING}:pause", "case Broken(sent=False):", "case Broken():"),
     ),
     guard(
         "an error that may come after the call is not tried again",
         "e2e/test_retries.py::test_P_13_a_failed_resume_is_told_once_and_never_sent_again"
         "[server-error-424-server_error-unknown-0]",
-        (f"{AZURE}:_pause", "status=429 | 503", "status=429 | 500 | 503"),
-        (f"{AZURE}:_pause", "return _retry_after(headers)", "return 0.0"),
+        (f"{RETRYING}:pause", "status=429 | 503", "status=429 | 500 | 503"),
+        (f"{RETRYING}:pause", "return _retry_after(headers)", "return 0.0"),
     ),
     guard(
         "nothing is tried again while it is paused",
@@ -260,7 +261,7 @@ STILL_STANDING = (
     guard(
         "another definition is noticed",
         f"{FELL}[sqlite-change4-definition_changed-False]",
-        (f"{STANDING}:_changed", "if digest == row.definition_digest", "if True"),
+        (f"{STANDING}:_changed", "if digest != row.definition_digest:", "if False:"),
     ),
     guard(
         "time that is over is noticed",
