@@ -26,8 +26,6 @@ from gateway.store.oauth import OAuthClient
 from gateway.store.references import SecretRef, origin_of
 from gateway.store.tables import App, ReviewerGroup, Server
 
-#: Stores that this version opens; a credential elsewhere is configured, and warned about.
-_OPENED = ("sealed", "env", "file", "vault", "keyvault", "oauth")
 #: How records name a binding that a file states.
 _FILE = "file"
 _Settings = ServerSettings | AppSettings | GroupSettings | OAuthClient
@@ -211,13 +209,6 @@ def _warnings(declaration: Declaration, stored: _Stored) -> list[str]:
         for app in declaration.apps
         if app.name in stored.disabled
     ]
-    for server in declaration.servers:
-        ref = None if server.credential is None else SecretRef.parse(server.credential.source)
-        if ref is not None and ref.store not in _OPENED:
-            found.append(
-                f"the credential of {server.label!r} is in {ref.store}:, which this version does "
-                "not open; calls to that server are refused until it is elsewhere"
-            )
     found += [
         f"the webhook {webhook.name!r} was read and checked, but this version sends none"
         for webhook in declaration.webhooks

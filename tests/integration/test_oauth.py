@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gateway.errors import Unavailable
+from gateway.proxy.injection import Injection
+from gateway.proxy.signing_in import SignIn
+from gateway.registry.directory import View
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.oauth import OAuthClient
@@ -50,7 +54,7 @@ class House:
         self.environment = {"CRM_SECRET": SECRET}
         clients = Clients(self.find, clock)
         envelope = Envelope(bytes(32))
-        self.vault: Vault = open_vault(db, envelope, self.environment, (), clients)
+        self.vault: Vault = open_vault(db, envelope, self.environment, clients=clients)
 
     def find(self, name: str) -> OAuthClient | None:
         return self.client if name == "crm" else None
@@ -288,6 +292,21 @@ async def test_an_end_user_s_token_is_exchanged_for_one_of_their_own(
     assert house.vault.issued(Secret("ann", ann)) == (hers,)
 
 
+async def test_what_stands_for_a_user_is_taken_out_of_that_user_s_answers(
+    house: House, tokens: TokenServer, clock: FakeClock
+) -> None:
+    ann = user_token("ann", clock().timestamp() + 7200)
+    tokens.users = {ann: "ann"}
+    house.become(grant="token_exchange")
+    hers = await house.open(on_behalf(ann))
+    directory: Any = SimpleNamespace(view=View())
+    injection = Injection(directory, house.vault, SignIn(None))
+    raw = f"{ann} and {hers.reveal()}".encode()
+    scrubber = await injection.scrubber(Secret("ann", ann))
+    assert scrubber.clean(raw) == b"[redacted] and [redacted]"
+    assert (await injection.scrubber()).clean(raw) == raw  # nobody else's answers can have them
+
+
 async def test_without_the_end_user_s_token_there_is_none(house: House) -> None:
     house.become(grant="token_exchange")
     error = await house.refused()
@@ -340,16 +359,14 @@ async def test_an_issuer_cannot_lead_to_where_we_must_not_go(
 
 
 async def test_a_pod_proves_itself_by_its_service_account(
-    house: House, tokens: TokenServer, tmp_path: Path, clock: FakeClock
+    house: House, tokens: TokenServer, tmp_path: Path, clock: FakeClock, sqlite: Database
 ) -> None:
     file = tmp_path / "token"
     house.become(client_secret=None, assertion="workload_identity")
     assert (await house.refused()).code == "assertion_missing"
     house.environment["AZURE_FEDERATED_TOKEN_FILE"] = str(file)
-    vault = open_vault(
-        None, Envelope(bytes(32)), house.environment, (),  # type: ignore[arg-type]
-        Clients(lambda _: house.client, clock),
-    )  # fmt: skip
+    clients = Clients(house.find, clock)
+    vault = open_vault(sqlite, Envelope(bytes(32)), house.environment, clients=clients)
     tokens.assertions = {"canary-assertion-1", "canary-assertion-2"}
     for number in (1, 2):  # Kubernetes replaces it every hour
         file.write_text(f"canary-assertion-{number}\n")
