@@ -249,7 +249,8 @@ async def test_C_27_second_gateway_on_one_sqlite_file_is_refused(
     async with running(make_ledger(sqlite, clock)):
         await asyncio.sleep(0.1)
         with pytest.raises(Unavailable, match="Another gateway"):
-            await make_ledger(sqlite, clock).run()
+            async with asyncio.timeout(20):  # it would run on, were it let in
+                await make_ledger(sqlite, clock).run()
     async with running(make_ledger(sqlite, clock)) as ledger:  # freed with the first one's end
         await ledger.settle()
 
