@@ -229,7 +229,7 @@ class Process:
                 stderr=log,
             )
         async with httpx2.AsyncClient(base_url=self.url) as client:
-            for _ in range(400):
+            for _ in range(2400):
                 with contextlib.suppress(httpx2.TransportError):
                     if (await client.get("/readyz")).status_code == 200:
                         return
