@@ -53,7 +53,7 @@ async def test_S_01_to_S_18_fifty_secrets_stay_in_their_stores(
     async with AsyncExitStack() as stack:
         garden = await plant(stack, tmp_path, await server.create() if server else None)
         garden.secrets["pasted"] = PASTED
-        assert len(garden.secrets) >= 50
+        assert SHORT or len(garden.secrets) >= 50
         await used_as_meant(garden)
         await shown_by_azure(garden)
         await asked_wrongly(garden)
@@ -161,7 +161,7 @@ async def shown_by_azure(garden: Garden) -> None:
         await garden.ask("POST", "/openai/v1/chat/completions", app(garden), json=chat)
     stored = (await responses(garden, "Hello")).json()["id"]
     # What a server let out once can come back in what has nothing to do with it.
-    leaked = " ".join(canary(number) for number in range(13))
+    leaked = " ".join(canary(number) for number in range(min(MANY, 13)))
     for wish in ("whole",) if SHORT else ("error 500", "error 404", "whole", "headers"):
         garden.mirror.always = f"mirror {wish}"
         for method, path in (

@@ -36,7 +36,9 @@ from tests.support.gateway import OPERATOR, Process, environment
 from tests.support.ports import free_port
 from tests.support.reflecting import Mirror, reflecting_bank
 
-MANY = 45
+#: Of the stores; with keys, tokens and the rest there are more than fifty. Nine show that a guard
+#: is missing.
+MANY = 9 if os.environ.get("WITHOUT") else 45
 _SERVER = """
   - label: {label}
     url: {url}
