@@ -181,7 +181,7 @@ def _unpacked(data: bytes) -> Iterator[bytes]:
     for match in _ZLIB.finditer(data):
         opener = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
         try:
-            plain = opener.decompress(data[match.start() :], _LARGEST)
+            plain = opener.decompress(memoryview(data)[match.start() :], _LARGEST)
         except zlib.error:
             continue
         if plain:

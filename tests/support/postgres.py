@@ -34,6 +34,7 @@ class PostgresServer:
 
     port: int
     password: str
+    home: Path = Path()
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def url(self, database: str = "postgres", *, driver: str = "postgresql+asyncpg") -> str:
@@ -119,7 +120,7 @@ def _initialise(home: Path, password: str) -> None:
 
 def _start(home: Path, password: str) -> tuple[subprocess.Popen[bytes], PostgresServer]:
     for _ in range(5):  # another process may take the free port first
-        server = PostgresServer(free_port(), password)
+        server = PostgresServer(free_port(), password, home)
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(server.port),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.canaries import ENCODINGS, MARK, canary, find, write_as
@@ -15,6 +15,7 @@ _BEFORE = st.text("abcXYZ 0:{,", max_size=9)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 49), _BEFORE, _NOISE, _NOISE)
 def test_what_is_planted_is_found(
     encoding: str, number: int, before: str, left: bytes, right: bytes
@@ -34,12 +35,14 @@ def test_secrets_of_other_forms_are_found_too(encoding: str, name: str) -> None:
         assert name in {each.secret for each in found}, written
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 49), st.integers(0, 49))
 def test_one_is_not_taken_for_another(number: int, other: int) -> None:
     found = {each.secret for each in find(canary(number).encode(), {str(other): canary(other)})}
     assert found == ({str(other)} if number == other else set())
 
 
+@settings(deadline=None, max_examples=25)
 @given(_NOISE)
 def test_nothing_is_found_in_noise(data: bytes) -> None:
     assert find(data, SECRETS) == set()

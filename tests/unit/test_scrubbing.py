@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.exchange.messages import FrameSeen
@@ -95,6 +95,7 @@ def nested(text: str, depth: int, *, escaped: str) -> str:
     return text
 
 
+@settings(deadline=None)
 @given(
     st.text('aZ7-_/+="\\\\&<~', min_size=6, max_size=20),
     st.integers(0, 4),
