@@ -203,6 +203,7 @@ TROUBLE = [
     (answer(400, {"error": "canary"}), "token_refused", "it answered 400"),
     (answer(500, {}), "token_refused", "it answered 500"),
     (answer(200, {"error": "invalid_grant"}), "token_refused", "invalid_grant"),
+    (answer(200, {"error": "canary"}), "token_refused", "does not say why in words known"),
     (answer(200, {"access_token": "canary"}), "token_refused", "does not say why"),
     (answer(200, {"access_token": "canary", "token_type": "DPoP"}), "token_refused", "bearer"),
     (answer(200, {"access_token": "canary\n", "token_type": "bearer"}), "secret_unusable", "line"),
