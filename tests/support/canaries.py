@@ -30,6 +30,7 @@ ENCODINGS = (
 )  # fmt: skip
 _STRINGS = re.compile(rb'"((?:[^"\\]|\\.){0,400})"\s*(:?)')
 _SPACE = re.compile(rb"\s+")
+_RUNS = re.compile("[A-Za-z0-9_-]+")
 _DEEPEST = 4
 _ZLIB = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]")
 _LARGEST = 64 << 20
@@ -123,8 +124,27 @@ def _any(view: bytes, value: str) -> bool:
     return any(low in folded for _, _, low in _needles(value))
 
 
+@lru_cache(maxsize=4096)
+def _oddly(value: str) -> tuple[bytes, re.Pattern[bytes]]:
+    """The longest run of plain letters, and `value` with each other one escaped in any way: what
+    `repr` and serialisers do to it, one after another.
+    """
+    core = max(_RUNS.findall(value), key=len, default="").encode()
+    letters = (
+        re.escape(c.encode())
+        if _RUNS.fullmatch(c)
+        else rb"\\*(?:%b|u00%02x|x%02x)" % (re.escape(c.encode()), ord(c), ord(c))
+        for c in value
+    )
+    return core, re.compile(b"".join(letters), re.IGNORECASE)
+
+
 def _how(view: bytes, value: str | bytes) -> Iterator[str]:
     folded = view.lower()
+    if isinstance(value, str):
+        core, oddly = _oddly(value)
+        if core in view and oddly.search(view):
+            yield "raw" if value.encode() in view else "json"
     for how, form, low in _needles(value):
         if form in view:
             yield how
@@ -204,7 +224,8 @@ def write_as(encoding: str, value: str, before: str = "") -> Sequence[bytes]:
             return [(pad + raw).hex().encode(), raw.hex().upper().encode(), raw.hex(":").encode()]
         case "json":
             once = json.dumps({"a": before + value})
-            return [once.encode(), json.dumps({"b": once}).encode()]
+            told = json.dumps({"detail": f"not {before + value!r}"})
+            return [once.encode(), json.dumps({"b": once}).encode(), told.encode()]
         case "reversed":
             return [(before + value)[::-1].encode()]
         case "gzip":
