@@ -53,7 +53,7 @@ WRONG = [
     ),
     (
         SERVER + "    tools: {pin: never}\n",
-        "bad.yaml:4: servers[0].tools.pin: must be on_first_use, not 'never'",
+        "bad.yaml:4: servers[0].tools.pin: must be on_first_use or accept, not 'never'",
     ),
     (
         SERVER + "    tools: {pins: x}\n",
