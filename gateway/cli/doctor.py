@@ -23,6 +23,7 @@ from gateway.cli.runtime import House, opened, read_settings
 from gateway.config import Settings
 from gateway.errors import GatepassError
 from gateway.identity import people
+from gateway.probing.probes import AT_ONCE
 from gateway.proxy.signing_in import SignIn
 from gateway.registry.directory import ServerView
 from gateway.store import migration
@@ -62,10 +63,11 @@ async def _examine(settings: Settings) -> list[Finding]:
             servers = sorted(house.services.directory.view.servers.values(), key=lambda s: s.label)
             opens = {server.label: await _opens(house, server) for server in servers}
             found += await _stores(house, servers, opens)
-            for server in servers:
+            turns = asyncio.Semaphore(AT_ONCE)  # some may not answer at all
+            visits = await asyncio.gather(*(_visited(house, turns, s.label) for s in servers))
+            for server, visited in zip(servers, visits, strict=True):
                 credential = opens[server.label]
-                found += [] if credential is None else [credential]
-                found.append(await _visited(house, f"server {server.label}", server.label))
+                found += [visited] if credential is None else [credential, visited]
         return found
 
 
@@ -196,10 +198,12 @@ async def _stores(
     return found
 
 
-async def _visited(house: House, part: str, label: str) -> Finding:
+async def _visited(house: House, turns: asyncio.Semaphore, label: str) -> Finding:
     """A real visit. What keeps us out need not keep Azure out, but for a refused credential."""
+    part = f"server {label}"
     try:
-        report = await house.services.prober.look(label)
+        async with turns:
+            report = await house.services.prober.look(label)
     except GatepassError as error:
         return Finding(part, "warning", error.message)
     visit = report.visit

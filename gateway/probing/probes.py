@@ -25,7 +25,8 @@ from gateway.store.ids import new_id
 from gateway.telemetry import Clock
 from gateway.vault import Vault
 
-_AT_ONCE = 4
+#: More servers are not probed at a time.
+AT_ONCE = 4
 _SOON = timedelta(days=14)
 #: There a second visit would find the same.
 _NOBODY = frozenset({"unreachable", "blocked", "tls_failed", "not_http", "too_slow"})
@@ -43,9 +44,9 @@ class Turns:
         """Raises `Conflict` while `url` is being probed, and 429 while too many others are."""
         if url in self._running:
             raise Conflict("This server is being probed already.", code="probe_running")
-        if len(self._running) >= _AT_ONCE:
+        if len(self._running) >= AT_ONCE:
             raise GatepassError(
-                f"{_AT_ONCE} servers are being probed; try again in a few seconds.",
+                f"{AT_ONCE} servers are being probed; try again in a few seconds.",
                 code="probes_busy",
                 status=429,
             )

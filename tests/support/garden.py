@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from gateway import config
 from gateway.app import create_services
@@ -33,8 +37,11 @@ from gateway.telemetry import utc_now
 from tests.support import unguarded
 from tests.support.canaries import Found, canary, find
 from tests.support.gateway import OPERATOR, Process, environment
+from tests.support.keyvault import KeyVault, identity_service
+from tests.support.openbao import OpenBao, running_openbao
 from tests.support.ports import free_port
 from tests.support.reflecting import Mirror, reflecting_bank
+from tests.support.tls import over_tls
 
 #: Of the stores; with keys, tokens and the rest there are more than fifty. Nine show that a guard
 #: is missing.
@@ -45,6 +52,15 @@ _SERVER = """
     allow_private_network: true
     inject: {inject}
     credential: {{header: Authorization, scheme: Bearer, from: "{reference}"}}
+"""
+_CLIENT = """
+  - name: {label}
+    grant: client_credentials
+    token_url: {url}
+    client_id: gatepass
+    client_secret: {{from: "env:CLIENT_{label}"}}
+    client_auth: {way}
+    allow_private_network: true
 """
 RULES = """
 policies:
@@ -62,6 +78,8 @@ class Garden:
     secrets: dict[str, str | bytes] = field(default_factory=dict)
     answers: list[tuple[str, bytes]] = field(default_factory=list)
     sealed: list[tuple[str, str]] = field(default_factory=list)
+    clients: str = ""
+    vaults: Vaults | None = None
     labels: dict[str, str] = field(default_factory=dict)
     mirror: Mirror = field(default_factory=lambda: Mirror(canary(MANY)))
     process: Process | None = None
@@ -97,11 +115,11 @@ class Garden:
     def run(self, *command: str, stdin: str = "") -> int:
         """A command of the host; what it writes is kept."""
         done = subprocess.run(
-            [sys.executable, "-m", "gateway", *command],
+            [sys.executable, "-m", "tests.support.unguarded", *command],
             env={**os.environ, **self.environ},
             input=stdin.encode(),
             capture_output=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         self.answers.append((f"$ gatepass {' '.join(command)}", done.stdout + b"\n" + done.stderr))
@@ -152,9 +170,81 @@ async def in_our_vault(garden: Garden, label: str, value: str) -> str:
     return f"sealed:{label}"
 
 
+async def in_openbao(garden: Garden, label: str, value: str) -> str:
+    """A field of a secret of a real OpenBao."""
+    assert garden.vaults is not None
+    await garden.vaults.bao.put(label, token=value)
+    return f"vault:secret/{label}#token"
+
+
+async def in_key_vault(garden: Garden, label: str, value: str) -> str:
+    """A secret of Azure Key Vault, as far as its real client can tell."""
+    assert garden.vaults is not None
+    garden.vaults.azure.put(label, value)
+    return f"keyvault:corp/{label}"
+
+
+async def as_a_token(garden: Garden, label: str, value: str) -> str:
+    """What a token server gives, for a secret that it says again in every error."""
+    assert garden.vaults is not None
+    secret = canary(500 + int(label[1:]))
+    garden.environ[f"CLIENT_{label}"] = garden.secrets[f"client of {label}"] = secret
+    garden.vaults.tokens[label] = value
+    way = "post" if len(garden.vaults.tokens) % 2 else "basic"
+    url = f"{garden.vaults.token_url}/{label}"
+    garden.clients += _CLIENT.format(label=label, url=url, way=way)
+    return f"oauth:{label}"
+
+
 #: One for each kind of store. Each is given a garden, a label and a value, and returns the
 #: reference under which the gateway will find it.
-PLANTERS: tuple[Planter, ...] = (in_the_environment, in_a_file, in_our_vault)
+PLANTERS: tuple[Planter, ...] = (
+    in_the_environment, in_a_file, in_our_vault, in_openbao, in_key_vault, as_a_token
+)  # fmt: skip
+
+
+@dataclass
+class Vaults:
+    """The stores on other machines. A token server gives two of three what is in `tokens`."""
+
+    bao: OpenBao
+    azure: KeyVault
+    tokens: dict[str, str] = field(default_factory=dict)
+    token_url: str = ""
+
+    @classmethod
+    async def open(cls, garden: Garden) -> Vaults:
+        """Start them, and tell the gateway where they are."""
+        stack, folder = garden.stack, garden.folder / "vaults"
+        folder.mkdir()
+        vaults = cls(stack.enter_context(running_openbao(folder)), KeyVault())
+        url, ca = await stack.enter_async_context(
+            over_tls(await stack.enter_async_context(serve(vaults.azure.app())), folder)
+        )
+        tokens = Starlette(routes=[Route("/{label}", vaults.give, methods=["POST"])])
+        vaults.token_url = await stack.enter_async_context(serve(tokens))
+        token = garden.secrets["token of the vault"] = await vaults.bao.token()
+        (folder / "token").write_text(token)
+        garden.environ |= {
+            "GATEPASS_VAULT_ADDR": vaults.bao.url,
+            "GATEPASS_VAULT_AUTH": "token",
+            "GATEPASS_VAULT_TOKEN_FILE": str(folder / "token"),
+            "GATEPASS_AZURE_CREDENTIAL": "managed",
+            "AZURE_POD_IDENTITY_AUTHORITY_HOST": await stack.enter_async_context(
+                serve(identity_service([]))
+            ),
+            "KEY_VAULT_STUB": f"{url} {ca}",
+        }
+        return vaults
+
+    async def give(self, request: Request) -> JSONResponse:
+        """A token; or an error that repeats the form and the headers."""
+        label, form = request.path_params["label"], await request.form()
+        if list(self.tokens).index(label) % 3 == 2:
+            said = f"{dict(form)} {dict(request.headers)}"
+            return JSONResponse({"error": "invalid_client", "error_description": said}, 401)
+        token = {"access_token": self.tokens[label], "token_type": "Bearer", "expires_in": 3600}
+        return JSONResponse(token)
 
 
 async def plant(
@@ -165,6 +255,7 @@ async def plant(
     garden = Garden(folder, stack)
     bank = await stack.enter_async_context(serve(reflecting_bank()))
     azure = await stack.enter_async_context(serve(garden.mirror))
+    garden.vaults = await Vaults.open(garden)
     declared = await _servers(garden, bank)
     settings = _settings(garden, azure, database, changes)
     await asyncio.to_thread(migration.upgrade, settings.resolved_database_url)
@@ -193,7 +284,7 @@ async def _servers(garden: Garden, bank: str) -> str:
         declared += _SERVER.format(
             label=label, url=garden.labels[label], reference=reference, inject=inject
         )
-    return declared + RULES
+    return f"{declared}\noauth_clients:{garden.clients}{RULES}"
 
 
 def _settings(

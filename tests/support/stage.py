@@ -94,7 +94,7 @@ class Stage:
             approvals=self.approvals,
             clock=clock,
             directory=self.directory,
-            prober=Prober(self.ledger, self.vault, clock, Turns()),
+            prober=Prober(self.ledger, self.directory, self.vault, clock, Turns()),
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         web.mount(self.app, self.services)

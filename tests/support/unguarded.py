@@ -14,7 +14,7 @@ from typing import Any
 
 def scrubber() -> None:
     """What Azure sends back is passed on as it is."""
-    from gateway.proxy.scrubbing import Scrubber
+    from gateway.scrubbing import Scrubber
 
     Scrubber.clean = lambda _self, raw: raw  # type: ignore[method-assign]
 
@@ -33,7 +33,7 @@ def headers() -> None:
     plain = azure.passed_on
 
     def passed_on(response: Any, _scrubber: Any = None) -> dict[str, str]:
-        from gateway.proxy.scrubbing import Scrubber
+        from gateway.scrubbing import Scrubber
 
         return plain(response, Scrubber([]))
 
@@ -43,12 +43,12 @@ def headers() -> None:
 
 def others() -> None:
     """Only what a request is sent with is looked for in its answer."""
-    from gateway.proxy.azure import Azure
+    from gateway.proxy.injection import Injection
 
-    async def thorough(self: Any) -> Any:
-        return self.scrubber
+    async def scrubber(self: Any) -> Any:
+        return self._own
 
-    Azure.thorough = thorough  # type: ignore[method-assign]
+    Injection.scrubber = scrubber  # type: ignore[method-assign]
 
 
 def loggers() -> None:
@@ -177,7 +177,21 @@ def failing() -> None:
     passing.dump = crashing(passing.dump)  # type: ignore[assignment]
 
 
+def stubbed() -> None:
+    """KEY_VAULT_STUB, an address and the file of its certificate, stands for every Key Vault."""
+    if not (stub := os.environ.get("KEY_VAULT_STUB")):
+        return
+    from gateway.vault import keyvault, opening
+
+    url, ca = stub.split()
+    options = {"connection_verify": ca, "verify_challenge_resource": False}
+    opening.keyvault_store = lambda settings, clock: keyvault.KeyVaultStore(  # type: ignore[assignment]
+        keyvault.azure_credential(settings), clock, lambda _: url, options
+    )
+
+
 if __name__ == "__main__":
+    stubbed()
     failing()
     remove()
     from gateway.cli import main
