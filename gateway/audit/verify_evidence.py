@@ -43,7 +43,7 @@ KINDS = frozenset(
     ledger.heartbeat ledger.started link.created pause.begun pause.ended payload.read
     policy.activated policy.saved policy.shadow_begun policy.shadow_ended
     release.sending request.completed security.overridden security.refused server.changed
-    server.registered server.removed token.created token.revoked tooldef.accepted
+    server.registered server.removed sign_in.refused token.created token.revoked tooldef.accepted
     tooldef.changed tooldef.pinned user.changed user.created user.signed_in user.signed_out
     """.split()
 )
