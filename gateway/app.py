@@ -24,7 +24,10 @@ from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.audit.signing import load_signer
 from gateway.config import Settings
+from gateway.identity.claims import Rules
 from gateway.jobs import Jobs
+from gateway.openid.flow import SignIn
+from gateway.openid.provider import Client, Provider
 from gateway.proxy.assignment import Tools
 from gateway.proxy.azure import Azure, Upstream
 from gateway.proxy.clients import Limits
@@ -43,6 +46,7 @@ from gateway.proxy.recovery import Recovery
 from gateway.proxy.relay import Relay
 from gateway.proxy.retrieval import Retrieval
 from gateway.proxy.routes import Edge, Proxy
+from gateway.registry import addresses
 from gateway.registry.access_tokens import AccessTokens
 from gateway.registry.directory import Directory
 from gateway.services import Services
@@ -105,6 +109,7 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
         notifications=notifications,
         wakeups=Wakeups(db, notifications),
         clock=clock,
+        sign_in=_sign_in(settings, ledger, envelope, clock),
     )
 
 
@@ -236,6 +241,26 @@ async def _followed(clock: Clock, group: asyncio.TaskGroup) -> list[asyncio.Task
         return []
     await clock.adjust()
     return [group.create_task(clock.run(), name="clock")]
+
+
+def _sign_in(settings: Settings, ledger: Ledger, envelope: Envelope, clock: Clock) -> SignIn | None:
+    if settings.oidc_issuer is None or settings.oidc_client_id is None:
+        return None
+    secret = settings.oidc_client_secret
+    client = Client(
+        addresses.check_issuer(settings.oidc_issuer),
+        settings.oidc_client_id,
+        secret.get_secret_value() if secret else None,
+        settings.oidc_scopes,
+        settings.public_url,
+    )
+    rules = Rules(
+        settings.oidc_roles_claim,
+        settings.oidc_groups_claim,
+        settings.oidc_roles,
+        settings.oidc_groups,
+    )
+    return SignIn(Provider(client, clock), rules, ledger, envelope, settings.step_up)
 
 
 def _upstream(settings: Settings) -> Upstream | None:

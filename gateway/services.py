@@ -10,6 +10,7 @@ from gateway.approvals.rulings import Rulings
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.config import Settings
+from gateway.openid.flow import SignIn
 from gateway.registry.directory import Directory
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
@@ -35,9 +36,11 @@ class Services:
     wakeups: Wakeups
     clock: Clock
     probe: Probe | None = None
+    sign_in: SignIn | None = None  # through the identity provider, where there is one
     rulings: Rulings = field(default_factory=Rulings)
 
     @property
     def approvals(self) -> Approvals:
         """The collaborators of the approval use cases."""
-        return Approvals(self.ledger, self.envelope, self.wakeups, self.rulings)
+        step_up = self.settings.step_up
+        return Approvals(self.ledger, self.envelope, self.wakeups, self.rulings, step_up)

@@ -12,6 +12,7 @@ from gateway.services import Services
 from web import assets, failures, live, security, translation
 from web.frame import Web
 from web.pages import (
+    account,
     alarms,
     audit,
     delegations,
@@ -19,6 +20,7 @@ from web.pages import (
     grants,
     inbox,
     overview,
+    provider,
     remember,
     requests,
     sign_in,
@@ -41,7 +43,8 @@ def mount(app: FastAPI, services: Services) -> None:
     pages.state.web = Web(services, Renderer(files, translation.catalogs()), files, site)
     pages.state.services = services
     people = (remember, emergency, requests, grants, delegations)  # the particular before any
-    for screen in (overview, sign_in, preferences_page, inbox, alarms, *people, audit, live):
+    front = (overview, provider, sign_in, account, preferences_page)
+    for screen in (*front, inbox, alarms, *people, audit, live):
         pages.include_router(screen.router)
     pages.add_route("/static/{name}", files.serve)
     failures.install(pages)

@@ -90,6 +90,7 @@ class Stage:
             approvals=self.approvals,
             clock=clock,
             directory=self.directory,
+            sign_in=None,
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         web.mount(self.app, self.services)
