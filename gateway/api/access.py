@@ -16,7 +16,7 @@ from gateway.api import refusals
 from gateway.api.refusals import Attempt
 from gateway.errors import NotAllowed
 from gateway.identity.login import Principal
-from gateway.identity.roles import SENTENCES, Permission, allowed
+from gateway.identity.roles import SENTENCES, Permission
 from gateway.services import Services
 
 
@@ -28,7 +28,7 @@ class May:
 
     async def __call__(self, request: Request) -> Principal:
         principal: Principal = request.scope["state"]["principal"]
-        if not allowed(principal.roles, self.permission):
+        if not principal.may(self.permission):
             attempt = Attempt(
                 actor=principal.actor,
                 subject={"user": principal.user_id},
@@ -38,11 +38,15 @@ class May:
             )
             await refusals.record(_services(request), attempt)
             raise NotAllowed(
-                f"Your roles do not include: {SENTENCES[self.permission]}",
+                f"Your roles{_and_token(principal)} do not include: {SENTENCES[self.permission]}",
                 code="missing_permission",
                 param=self.permission.value,
             )
         return principal
+
+
+def _and_token(principal: Principal) -> str:
+    return "" if principal.scopes is None else ", or this token,"
 
 
 def may(permission: Permission) -> Callable[..., Awaitable[Principal]]:
