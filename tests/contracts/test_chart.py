@@ -28,6 +28,12 @@ POSTGRES: dict[str, Any] = {
         "url": "https://res.openai.azure.com/openai/v1/",
         "existingSecret": "gatepass-azure",
     },
+    "signIn": {
+        "issuer": "https://login.microsoftonline.com/0b1c/v2.0",
+        "clientId": "gatepass",
+        "existingSecret": "gatepass-sign-in",
+        "roles": "Reviewer=reviewer",
+    },
     "config": {"b.yaml": "apps: []\n", "a.yaml": "servers: []\n"},
     "credentialSecrets": ["mcp-credentials"],
     "settings": {"GATEPASS_APPROVAL_EXPIRES": "30m"},
@@ -129,7 +135,7 @@ def test_no_secret_value_is_in_the_chart(chart: helm_python.Chart, name: str) ->
     assert "Secret" not in {item["kind"] for item in objects}
     for pod in pods([item for item in objects if "spec" in item]):
         for entry in (entry for container in containers(pod) for entry in container["env"]):
-            if re.search(r"DATABASE_URL|API_KEY$|_SECRET|_TOKEN", entry["name"]):
+            if re.search(r"DATABASE_URL|API_KEY$|_SECRET$|_TOKEN$", entry["name"]):
                 assert "secretKeyRef" in entry["valueFrom"], entry["name"]
 
 
@@ -168,6 +174,10 @@ def test_postgresql_migrates_before_the_new_pods(chart: helm_python.Chart) -> No
     assert gateway["envFrom"] == [{"secretRef": {"name": "mcp-credentials"}}]
     environment = {entry["name"]: entry.get("value") for entry in gateway["env"]}
     assert environment["GATEPASS_CONFIG"] == "/etc/gatepass/a.yaml:/etc/gatepass/b.yaml"
+    assert environment["GATEPASS_OIDC_ROLES"] == "Reviewer=reviewer"
+    file = environment["GATEPASS_OIDC_CLIENT_SECRET_FILE"]
+    assert file.rpartition("/")[0] in {m["mountPath"] for m in gateway["volumeMounts"]}
+    assert "GATEPASS_OIDC_GROUPS" not in environment
     assert set(kinds["ConfigMap"]["data"]) == {"a.yaml", "b.yaml"}
 
 
