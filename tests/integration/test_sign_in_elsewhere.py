@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -19,6 +20,8 @@ from sqlmodel import select
 from gateway.audit.records import SYSTEM
 from gateway.errors import Conflict
 from gateway.identity import login, people
+from gateway.identity.claims import SignInRefused
+from gateway.openid import flow
 from gateway.store.database import Database
 from gateway.store.tables import AuditRecord, User, WebSession
 from gateway.telemetry import utc_now
@@ -276,6 +279,36 @@ async def test_a_callback_counts_once_in_the_browser_that_asked(played: Stage, i
     broken = played.client()
     broken.cookies.set("gatepass-sign-in", cookie[:-4] + "AAAA")
     assert "no_attempt" in (await broken.get(back)).text
+
+
+async def test_a_way_in_that_is_taken_twice_at_once_lets_one_in(both: Stage, idp: Idp) -> None:
+    sign_in, now = both.services.sign_in, both.clock()
+    for _ in range(2):  # somebody new, and somebody known
+        address, cookie = await sign_in.begin(flow.Wish(), now=now)
+        asked = httpx2.URL(address).params
+        idp.nonce = asked["nonce"]
+        said = {"code": idp.code, "state": asked["state"]}
+        results = await asyncio.gather(
+            *(sign_in.finish(said, cookie, now=now) for _ in range(4)), return_exceptions=True
+        )
+        refusals = [result for result in results if isinstance(result, SignInRefused)]
+        assert [refusal.code for refusal in refusals] == ["used_before"] * 3
+    assert len(await users(both.db)) == 1
+    assert await ended(both.db) == [False, False]
+
+
+async def test_a_way_in_ends_after_ten_minutes(played: Stage, idp: Idp) -> None:
+    sign_in, now = played.services.sign_in, played.clock()
+    address, cookie = await sign_in.begin(flow.Wish(), now=now)
+    asked = httpx2.URL(address).params
+    idp.nonce = asked["nonce"]
+    said = {"code": idp.code, "state": asked["state"]}
+    for wrong in (now + timedelta(minutes=10, seconds=1), now - timedelta(minutes=1)):
+        with pytest.raises(SignInRefused) as refusal:
+            await sign_in.finish(said, cookie, now=wrong)
+        assert refusal.value.code == "attempt_expired"
+    session, _ = await sign_in.finish(said, cookie, now=now + timedelta(minutes=9))
+    assert await login.session(played.db, session, now) is not None
 
 
 async def test_nobody_is_led_elsewhere_afterwards(played: Stage, idp: Idp) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Form
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from gateway.errors import NotAllowed
+from gateway.errors import NotAllowed, Unavailable
 from gateway.identity import login
 from web import frame
 
@@ -77,11 +77,10 @@ def entered(request: Request, session: str, next: str) -> Response:  # noqa: A00
 async def sign_out(request: Request) -> Response:
     """End the session here and on the server, and at the provider that it came from."""
     web = frame.web(request)
-    elsewhere = None
-    if code := request.cookies.get(web.cookie):
-        elsewhere = await _farewell(request, code)
-        await login.sign_out(web.services.ledger, code, now=frame.now(request))
-    return await left(request, elsewhere)
+    if not (code := request.cookies.get(web.cookie)):
+        return await left(request)
+    await login.sign_out(web.services.ledger, code, now=frame.now(request))
+    return await left(request, await _farewell(request, code))
 
 
 async def left(request: Request, elsewhere: str | None = None) -> Response:
@@ -99,5 +98,8 @@ async def _farewell(request: Request, code: str) -> str | None:
     services = frame.web(request).services
     if services.sign_in is None:
         return None
-    token = await login.id_token(services.db, services.envelope, code)
+    try:
+        token = await login.id_token(services.db, services.envelope, code)
+    except Unavailable:
+        return None  # sealed under another master key: out here is what counts
     return await services.sign_in.farewell(token) if token else None

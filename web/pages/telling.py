@@ -282,7 +282,8 @@ def again(request: Request, view: ApprovalView) -> Again | None:
     if not view.step_up or fresh:
         return None
     back = urlencode({"again": "true", "next": f"/requests/{view.id}"})
-    return Again(f"/sign-in/provider?{back}" if services.sign_in else None)
+    elsewhere = services.sign_in is not None and reader.auth == "oidc"
+    return Again(f"/sign-in/provider?{back}" if elsewhere else None)
 
 
 def reviewer_of(reader: Principal) -> Reviewer:
