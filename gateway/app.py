@@ -24,6 +24,7 @@ from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.audit.signing import load_signer
 from gateway.config import Settings
+from gateway.errors import Refused
 from gateway.identity.claims import Rules
 from gateway.jobs import Jobs
 from gateway.openid.flow import SignIn
@@ -247,8 +248,14 @@ def _sign_in(settings: Settings, ledger: Ledger, envelope: Envelope, clock: Cloc
     if settings.oidc_issuer is None or settings.oidc_client_id is None:
         return None
     secret = settings.oidc_client_secret
+    try:
+        issuer = addresses.check_issuer(settings.oidc_issuer)
+    except Refused as problem:
+        raise Refused(
+            f"GATEPASS_OIDC_ISSUER: {problem.message}", code="configuration_invalid"
+        ) from None
     client = Client(
-        addresses.check_issuer(settings.oidc_issuer),
+        issuer,
         settings.oidc_client_id,
         secret.get_secret_value() if secret else None,
         settings.oidc_scopes,

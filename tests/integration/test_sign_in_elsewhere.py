@@ -182,6 +182,7 @@ async def test_H_10_tokens_that_do_not_hold_are_refused_and_recorded(
         ("issuer_wrong", {"iss": "https://evil.example"}),
         ("issuer_wrong", {"iss": None}),
         ("audience_wrong", {"aud": "another"}),
+        ("audience_wrong", {"aud": "another", "azp": "gatepass"}),
         ("audience_wrong", {"aud": ["another", "third"]}),
         ("audience_wrong", {"aud": ["gatepass", "another"], "azp": "another"}),
         ("audience_wrong", {"aud": ["gatepass", "another"]}),

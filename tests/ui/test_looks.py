@@ -38,6 +38,7 @@ async def addresses(house: House) -> dict[str, str]:
     unclear = await played.ask(Wish(tool="push"))
     await played.decide(unclear, "approve")
     await played.execute(unclear, outcome="unknown")
+    fresh = await played.ask(Wish(rule={"step_up": True}))
     await trouble(played)
     return {
         "overview": "/",
@@ -57,6 +58,9 @@ async def addresses(house: House) -> dict[str, str]:
         "audit": "/audit",
         "record": "/audit/3",
         "preferences": "/preferences",
+        "account": "/account",
+        "fresh": f"/requests/{fresh}",
+        "fresh approve": f"/requests/{fresh}/approve",
         "remember": f"/requests/{pending}/remember",
         "remember hostile": f"/requests/{hostile}/remember",
         "remembered": f"/requests/{remembered}",
