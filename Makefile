@@ -36,7 +36,7 @@ compatibility: clients ## play every client, and rewrite docs/compatibility.md w
 	@RECORD=1 $(BIN)/pytest -q tests/clients
 	@$(BIN)/python docs/generate.py
 
-ui: .venv/.test ## pages in a real Chromium, with accessibility checks
+ui: clients ## pages in a real Chromium, with accessibility checks
 	@$(BIN)/pytest tests/ui $(T)
 
 cov: .venv/.test ## coverage of the fast tests: htmlcov/index.html
@@ -87,7 +87,7 @@ lock: ## resolve requirements/*.in again (needs uv)
 	@command -v uv >/dev/null || { echo "uv is needed: https://docs.astral.sh/uv"; exit 2; }
 	@for name in build base demo test; do uv pip compile requirements/$$name.in --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-header --no-annotate -o requirements/$$name.lock; done
 	@for name in openai-1 openai-2 openai-3 agents; do uv pip compile requirements/clients/$$name.in --quiet --upgrade --generate-hashes --universal --python-version 3.11 --no-header --no-annotate -o requirements/clients/$$name.lock; done
-	@for name in node-6 node-7 node-ai; do (cd tests/clients/$$name && rm -f package-lock.json && npm install --package-lock-only --silent) || exit 1; done
+	@for name in node-6 node-7 node-ai oidc-provider; do (cd tests/clients/$$name && rm -f package-lock.json && npm install --package-lock-only --silent) || exit 1; done
 
 clean: ## remove what can be made again (keeps data/)
 	@rm -rf .venv build dist htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

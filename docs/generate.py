@@ -41,6 +41,8 @@ def _default(value: object) -> str:
     match value:
         case None | "" | ():
             return "–"
+        case dict():
+            return "–"
         case bool():
             return "`true`" if value else "`false`"
         case timedelta():
@@ -62,6 +64,8 @@ def _kind(field: FieldInfo) -> str:
             return " or ".join(f"`{choice}`" for choice in typing.get_args(annotation))
         case origin if origin is tuple:
             return "list"
+        case origin if origin is dict:
+            return "pairs"
     if annotation is bool:
         return "`true` or `false`"
     names = {SecretStr: "secret", Path: "path", timedelta: "duration", int: "number"}

@@ -24,7 +24,12 @@ from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.audit.signing import load_signer
 from gateway.config import Settings
+from gateway.egress import addresses
+from gateway.errors import Refused
+from gateway.identity.claims import Rules
 from gateway.jobs import Jobs
+from gateway.openid.flow import SignIn
+from gateway.openid.provider import Client, Provider
 from gateway.proxy.assignment import Tools
 from gateway.proxy.azure import Azure
 from gateway.proxy.clients import Limits
@@ -113,6 +118,7 @@ def create_services(settings: Settings, clock: Clock = utc_now) -> Services:
         notifications=notifications,
         wakeups=Wakeups(db, notifications),
         clock=clock,
+        sign_in=_sign_in(settings, ledger, envelope, clock),
     )
 
 
@@ -246,6 +252,32 @@ async def _followed(clock: Clock, group: asyncio.TaskGroup) -> list[asyncio.Task
         return []
     await clock.adjust()
     return [group.create_task(clock.run(), name="clock")]
+
+
+def _sign_in(settings: Settings, ledger: Ledger, envelope: Envelope, clock: Clock) -> SignIn | None:
+    if settings.oidc_issuer is None or settings.oidc_client_id is None:
+        return None
+    secret = settings.oidc_client_secret
+    try:
+        issuer = addresses.check_issuer(settings.oidc_issuer)
+    except Refused as problem:
+        raise Refused(
+            f"GATEPASS_OIDC_ISSUER: {problem.message}", code="configuration_invalid"
+        ) from None
+    client = Client(
+        issuer,
+        settings.oidc_client_id,
+        secret.get_secret_value() if secret else None,
+        settings.oidc_scopes,
+        settings.public_url,
+    )
+    rules = Rules(
+        settings.oidc_roles_claim,
+        settings.oidc_groups_claim,
+        settings.oidc_roles,
+        settings.oidc_groups,
+    )
+    return SignIn(Provider(client, clock), rules, ledger, envelope, settings.step_up)
 
 
 def upstream(settings: Settings, clock: Clock) -> Upstream | None:

@@ -6,6 +6,7 @@ be given as NAME or, better, as NAME_FILE with the path of a file that holds it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -27,7 +28,7 @@ from pydantic import (
 from gateway.errors import Refused
 
 PREFIX = "GATEPASS_"
-_SECRETS = ("UPSTREAM_API_KEY", "DATABASE_URL")
+_SECRETS = ("UPSTREAM_API_KEY", "DATABASE_URL", "OIDC_CLIENT_SECRET")
 _DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -57,7 +58,28 @@ def _hosts(value: object) -> object:
     return value
 
 
+def _pairs(value: object) -> object:
+    """Read `a=x,b=y,a=z`, or JSON such as `{"a": ["x", "z"]}` for names with commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("this begins like JSON and is none") from None
+    found: dict[str, tuple[str, ...]] = {}
+    for pair in filter(None, (part.strip() for part in value.split(","))):
+        name, equals, target = (part.strip() for part in pair.rpartition("="))
+        if not (name and equals and target):
+            raise ValueError("pairs such as theirs=ours, separated by commas, are expected")
+        found[name] = (*found.get(name, ()), target)
+    return found
+
+
 Duration = Annotated[timedelta, BeforeValidator(duration)]
+Pairs = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_pairs)]
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_ANY_TENANT = re.compile(r"https://login\.microsoftonline\.\w+/(common|organizations|consumers)\b")
 
 
 class Settings(BaseModel):
@@ -208,6 +230,46 @@ class Settings(BaseModel):
     max_file_bytes: int = Field(
         512 * 1024 * 1024, ge=1024, description="Longest file that an app may upload."
     )
+    oidc_issuer: str | None = Field(
+        None,
+        description="Identity provider that people sign in with, as it names itself; see "
+        "docs/people.md.",
+    )
+    oidc_client_id: str | None = Field(
+        None, description="What the identity provider calls this installation."
+    )
+    oidc_client_secret: SecretStr | None = Field(
+        None,
+        description="Its secret there; without one it is a public client. Also as "
+        "GATEPASS_OIDC_CLIENT_SECRET_FILE.",
+    )
+    oidc_scopes: str = Field(
+        "openid email profile", description="What the identity provider is asked for."
+    )
+    oidc_name: str = Field("single sign-on", description="What the button to sign in calls it.")
+    oidc_roles_claim: str = Field(
+        "roles",
+        description="The claim that says who has which role; `a.b` is the member b of the claim a.",
+    )
+    oidc_groups_claim: str = Field(
+        "groups", description="The claim that says who belongs to which reviewer group."
+    )
+    oidc_roles: Pairs = Field(
+        {}, description="Values of that claim and the roles they give: theirs=ours,theirs=ours."
+    )
+    oidc_groups: Pairs = Field(
+        {}, description="Values of that claim and the reviewer groups they stand for."
+    )
+    local_sign_in: bool = Field(
+        True, description="Whether one-time links sign in who is not of the identity provider."
+    )
+    step_up: Duration = Field(
+        timedelta(minutes=5),
+        description="How old a sign-in may be where a rule says `step_up: true`.",
+    )
+    token_days: int = Field(
+        366, ge=1, le=366, description="Longest life of a personal access token, in days."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="What is logged. Payloads never are."
     )
@@ -228,9 +290,34 @@ class Settings(BaseModel):
             if value is not None and urlsplit(value).scheme not in {"http", "https"}:
                 raise ValueError(f"{PREFIX}{name.upper()} must start with https:// or http://")
         given = {name for name in self.model_fields_set if getattr(self, name) not in (None, "")}
-        if problem := _problem_with_vault(self.vault_addr, self.vault_auth, given):
+        problem = _problem_with_vault(self.vault_addr, self.vault_auth, given)
+        if problem := problem or self._problem_with_sign_in():
             raise ValueError(problem)
         return self
+
+    def _problem_with_sign_in(self) -> str | None:
+        """Why people could not sign in, or anybody could, in a sentence."""
+        given = self.oidc_client_id, self.oidc_client_secret, self.oidc_roles, self.oidc_groups
+        if self.oidc_issuer is None:
+            if any(given):
+                return "GATEPASS_OIDC_ISSUER is missing: it names the identity provider"
+            if not self.local_sign_in:
+                return "GATEPASS_LOCAL_SIGN_IN=false needs GATEPASS_OIDC_ISSUER: nobody could enter"
+            return None
+        public = urlsplit(self.public_url)
+        wrong = {
+            "GATEPASS_OIDC_CLIENT_ID is missing": not self.oidc_client_id,
+            "GATEPASS_OIDC_ROLES is missing: it says which values of the claim "
+            f"{self.oidc_roles_claim!r} give which roles, such as reviewers=reviewer": (
+                not self.oidc_roles
+            ),
+            "GATEPASS_OIDC_ISSUER must name one tenant: in common, organizations and consumers "
+            "anybody may call themselves anything": bool(_ANY_TENANT.match(self.oidc_issuer)),
+            "GATEPASS_OIDC_SCOPES must contain openid": "openid" not in self.oidc_scopes.split(),
+            "GATEPASS_PUBLIC_URL must start with https:// where people come from an identity "
+            "provider": public.scheme != "https" and public.hostname not in _LOOPBACK,
+        }
+        return next((sentence for sentence, is_so in wrong.items() if is_so), None)
 
     @property
     def postgresql(self) -> bool:

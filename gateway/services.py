@@ -9,6 +9,7 @@ from gateway.approvals.rulings import Rulings
 from gateway.approvals.wakeups import Wakeups
 from gateway.audit.ledger import Ledger
 from gateway.config import Settings
+from gateway.openid.flow import SignIn
 from gateway.probing.probes import Prober, Turns
 from gateway.registry.directory import Directory
 from gateway.store.database import Database
@@ -31,13 +32,15 @@ class Services:
     notifications: Notifications
     wakeups: Wakeups
     clock: Clock
+    sign_in: SignIn | None = None  # through the identity provider, where there is one
     rulings: Rulings = field(default_factory=Rulings)
     probes: Turns = field(default_factory=Turns)
 
     @property
     def approvals(self) -> Approvals:
         """The collaborators of the approval use cases."""
-        return Approvals(self.ledger, self.envelope, self.wakeups, self.rulings)
+        step_up = self.settings.step_up
+        return Approvals(self.ledger, self.envelope, self.wakeups, self.rulings, step_up)
 
     @property
     def prober(self) -> Prober:

@@ -71,4 +71,11 @@ def configure_logging(level: str) -> None:
     )
 
 
+def _on_stderr(*_: object) -> structlog.PrintLogger:
+    """Wherever nothing is configured: what a command prints for programs stays clean."""
+    return structlog.PrintLogger(sys.stderr)
+
+
+structlog.configure(logger_factory=_on_stderr, cache_logger_on_first_use=False)
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()

@@ -12,6 +12,7 @@ from gateway.services import Services
 from web import assets, failures, live, security, translation
 from web.frame import Web
 from web.pages import (
+    account,
     alarms,
     audit,
     credentials,
@@ -20,6 +21,7 @@ from web.pages import (
     grants,
     inbox,
     overview,
+    provider,
     remember,
     requests,
     servers,
@@ -45,8 +47,8 @@ def mount(app: FastAPI, services: Services) -> None:
     pages.state.services = services
     people = (remember, emergency, requests, grants, delegations)  # the particular before any
     configured = (servers, credentials, tools)
-    others = (overview, sign_in, preferences_page, inbox, alarms)
-    for screen in (*others, *people, *configured, audit, live):
+    front = (overview, provider, sign_in, account, preferences_page)
+    for screen in (*front, inbox, alarms, *people, *configured, audit, live):
         pages.include_router(screen.router)
     pages.add_route("/static/{name}", files.serve)
     failures.install(pages)

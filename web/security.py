@@ -35,6 +35,8 @@ _HSTS = "max-age=31536000; includeSubDomains"
 _APPS = re.compile(r"/(openai|v1)(/|$)")
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+#: Sent by the identity provider's own servers: signed, and no cookie counts there.
+_NOTICES = frozenset({"/sign-in/backchannel-logout"})
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104  compared with, never bound
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -124,6 +126,8 @@ class Guard:
         """Whether a state-changing request comes from our own pages, or from no browser."""
         if scope["path"].startswith("/api/") and "cookie" not in headers:
             return True  # a program with a token: nothing is attached behind its back
+        if scope["path"] in _NOTICES:
+            return True
         fetch_site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if fetch_site is not None and fetch_site not in {"same-origin", "none"}:
             return False

@@ -226,8 +226,50 @@ REFUSALS: Mapping[str, str] = MappingProxyType(
             "Another definition has been listed since you looked. Nothing was accepted; look at "
             "this one."
         ),
+        "step_up_needed": N_("The rule asks for a fresh sign-in: sign in again, then decide."),
     }
 )
+
+# Why somebody who came from the identity provider was not let in. Nothing of a token stands here.
+SIGN_INS: Mapping[str, str] = MappingProxyType(
+    {
+        "no_role": N_("You are known, but you have no role here. Somebody has to give you one."),
+        "user_disabled": N_("You are shut out here. An admin can let you in again."),
+        "no_email": N_(
+            "The identity provider did not tell your e-mail address. Whoever runs it can add it to "
+            "the sign-in."
+        ),
+        "email_unverified": N_("The identity provider has not verified your e-mail address."),
+        "groups_overage": N_(
+            "You are in more groups than the identity provider puts into a sign-in. Whoever runs "
+            "it can send only the groups that are assigned to this application, or use roles."
+        ),
+        "address_taken": N_(
+            "Somebody here has your e-mail address already. If that is you, ask an admin for a "
+            "one-time link and go on from there."
+        ),
+        "other_address": N_("The link that you opened is for another e-mail address."),
+        "identity_taken": N_("The link that you opened is for somebody else."),
+        "last_admin": N_("You are the last admin here; somebody else has to be one first."),
+        "link_invalid": N_("The link that you opened was used or has expired."),
+        "link_not_enough": N_("You sign in through the identity provider; a link is not enough."),
+        "no_attempt": N_("This browser has not begun to sign in, or lost its cookie. Try again."),
+        "attempt_expired": N_("Signing in took too long. Try again."),
+        "used_before": N_("This way in was used already. Try again."),
+        "provider_refused": N_("The identity provider did not sign you in."),
+        "not_fresh": N_(
+            "You have to sign in anew for this, and the identity provider did not ask you to, or "
+            "does not say when you did."
+        ),
+        "issuer_unavailable": N_("The identity provider does not answer. Try again in a moment."),
+        "not_found": N_("There is no identity provider here."),
+        "other": N_(
+            "The answer of the identity provider does not hold. Try again; if that does not help, "
+            "give the code to whoever runs Gatepass."
+        ),
+    }
+)
+ASK_AN_ADMIN = frozenset({"no_role", "user_disabled", "address_taken"})
 
 SCOPES: Mapping[str, str] = MappingProxyType(
     {

@@ -16,7 +16,7 @@ from gateway.api import refusals
 from gateway.api.refusals import Attempt
 from gateway.errors import NotAllowed
 from gateway.identity.login import Principal
-from gateway.identity.roles import SENTENCES, Permission, allowed
+from gateway.identity.roles import SENTENCES, Permission
 from gateway.services import Services
 
 
@@ -28,7 +28,7 @@ class May:
 
     async def __call__(self, request: Request) -> Principal:
         principal: Principal = request.scope["state"]["principal"]
-        if not allowed(principal.roles, self.permission):
+        if not principal.may(self.permission):
             raise await refusal(_services(request), principal, self.permission, request.method)
         return principal
 
@@ -46,10 +46,14 @@ async def refusal(
     )
     await refusals.record(services, attempt)
     return NotAllowed(
-        f"Your roles do not include: {SENTENCES[permission]}",
+        f"Your roles{_and_token(principal)} do not include: {SENTENCES[permission]}",
         code="missing_permission",
         param=permission.value,
     )
+
+
+def _and_token(principal: Principal) -> str:
+    return "" if principal.scopes is None else ", or this token,"
 
 
 def may(permission: Permission) -> Callable[..., Awaitable[Principal]]:

@@ -95,6 +95,7 @@ class ApprovalOut(BaseModel):
     risk_signals: list[RiskSignalOut]
     rule: str | None
     quorum: QuorumOut
+    step_up: bool = Field(False, description="Whether who reviews it must have just signed in.")
     created_at: datetime
     deadline: datetime
     reviews: list[ReviewOut]

@@ -76,4 +76,6 @@ async def revoke_delegation(house: House, who: Delegating, delegation_id: str) -
 
 def speaker_of(who: Principal) -> Speaker:
     """Who is asking, as somebody who says who stands in."""
-    return Speaker(who.actor, who.email, who.roles)
+    # A token that may not write users speaks for its owner alone.
+    everybody = who.may(Permission.WRITE_USERS)
+    return Speaker(who.actor, who.email, who.roles if everybody else frozenset())

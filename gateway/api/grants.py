@@ -140,4 +140,5 @@ def reviewer_of(who: Principal) -> Reviewer:
         groups=who.groups,
         channel="api",
         auth=who.auth,
+        authenticated_at=who.authenticated_at,
     )

@@ -5,14 +5,15 @@ A token or link is in one answer only: the one that made it. Nobody can read one
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.api.access import After, House, Limit, may
-from gateway.identity import codes, login, people
+from gateway.errors import Refused
+from gateway.identity import codes, login, people, tokens
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 
@@ -30,6 +31,9 @@ class UserOut(BaseModel):
     groups: list[str]
     created_at: datetime
     disabled_at: datetime | None
+    source: Literal["local", "provider"] = Field(
+        "local", description="provider: the identity provider says which roles they have."
+    )
 
 
 class UserPage(BaseModel):
@@ -50,6 +54,7 @@ class WhoOut(BaseModel):
     roles: list[str]
     groups: list[str]
     auth: str
+    scopes: list[str] | None = Field(None, description="Of the token, if it is a narrowed one.")
 
 
 class UserIn(BaseModel):
@@ -90,6 +95,8 @@ class TokenOut(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    used_at: datetime | None = Field(None, description="Last use, to the minute.")
+    scopes: list[str] | None = Field(None, description="null: everything that its owner may.")
 
 
 class TokenList(BaseModel):
@@ -102,7 +109,12 @@ class TokenIn(BaseModel):
     """A token to make for oneself."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    expires_in_days: int | None = Field(90, ge=1, le=366, description="null: does not expire.")
+    expires_in_days: int | None = Field(
+        90, ge=1, le=366, description="null: as long as this installation allows."
+    )
+    scopes: list[Annotated[Permission, Field(strict=False)]] | None = Field(
+        None, max_length=50, description="null: everything that you may."
+    )
 
 
 class NewTokenOut(BaseModel):
@@ -173,9 +185,16 @@ async def list_tokens(house: House, who: TokenOwner) -> Any:
 @router.post("/tokens", status_code=201, response_model=NewTokenOut)
 async def create_token(house: House, who: TokenOwner, body: TokenIn) -> Any:
     """Make a token for oneself; it can do what its user can do. Shown this once."""
-    lifetime = timedelta(days=body.expires_in_days) if body.expires_in_days else None
+    wanted = None if body.scopes is None else {scope.value for scope in body.scopes}
+    if who.scopes is not None and (wanted is None or not wanted <= who.scopes):
+        raise Refused("A token cannot make one that may do more than itself.", param="scopes")
     token = await people.create_token(
-        house.ledger, who.user_id, lifetime=lifetime, actor=who.actor, now=house.clock()
+        house.ledger,
+        who.user_id,
+        lifetime=tokens.lifetime(body.expires_in_days, house.settings.token_days),
+        scopes=wanted,
+        actor=who.actor,
+        now=house.clock(),
     )
     return NewTokenOut(id=codes.token_id(token) or "", token=token)
 

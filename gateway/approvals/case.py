@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import String, bindparam, union_all
@@ -37,6 +37,7 @@ class Reviewer:
     groups: frozenset[str]
     channel: str
     auth: str
+    authenticated_at: datetime | None = None  # when they last proved who they are
 
     @property
     def actor(self) -> Actor:
@@ -112,6 +113,19 @@ class Case:
         if self.row.deadline <= now:
             raise Conflict("The deadline of this request has passed.", code="expired")
 
+    def check_fresh(self, reviewer: Reviewer, within: timedelta, now: datetime) -> None:
+        """Raises `NotAllowed` when the rule asks for a sign-in that is not older than `within`.
+
+        Only a person at a browser can have one: a token proves nothing about who holds it now.
+        """
+        at = reviewer.authenticated_at
+        if self.standing.step_up and not (at is not None and now - within <= at):
+            raise NotAllowed(
+                "The rule that holds this call asks for a fresh sign-in: sign in again on the "
+                "request's page. A token cannot replace it.",
+                code="step_up_needed",
+            )
+
     def already(self) -> str:
         """Who decided it, and when, in a sentence."""
         row = self.row
@@ -185,6 +199,7 @@ async def lock(
         row.require_reason,
         owner,
         row.end_user,
+        row.step_up,
     )
     people = await _people(tx.session, approval_id, reviewer.user_id if reviewer else None)
     if reviewer is not None:

@@ -6,7 +6,7 @@ A decision is a row change and its audit record in one transaction, or it is not
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import bindparam, update
@@ -47,6 +47,8 @@ class Approvals:
     envelope: Envelope
     wakeups: Wakeups
     rulings: Rulings = field(default_factory=Rulings)
+    #: How old a sign-in may be where a rule asks for a fresh one.
+    step_up: timedelta = timedelta(minutes=5)
 
     @property
     def db(self) -> Database:

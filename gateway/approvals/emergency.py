@@ -50,6 +50,7 @@ async def break_glass(
         found.check_digest(submission.digest)
         if (why := lifecycle.conflict(found.standing, reviewer.person)) is not None:
             raise NotAllowed(why, code="reviewer_excluded")
+        found.check_fresh(reviewer, context.step_up, now)
         await review.take_back(tx, found, reviewer, now)
         review_id = await review.write(tx, found, reviewer, submission, None, now)
         _alarm(tx, found, reviewer, review_id, due_at=now + look_into, now=now)

@@ -46,6 +46,7 @@ from gateway.store.tables import (
     Review,
     Server,
     ToolDefinition,
+    User,
 )
 from gateway.telemetry import log
 
@@ -96,6 +97,7 @@ async def remember_later(
         )
         if alone.first() is not None:
             raise Conflict("An emergency is no precedent.", code="not_decided")
+        found.check_fresh(reviewer, context.step_up, now)
         if found.recomputed() != row.digest:
             raise Conflict("The stored request does not match its digest.", code="digest_broken")
         grant_id = await remember(tx, found, reviewer, wanted, now)
@@ -255,6 +257,7 @@ class _Candidate:
     quorum: int
     groups: Sequence[str] | None
     require_reason: bool
+    step_up: bool
     recorded: bytes
     owner: str | None
     thread: str | None
@@ -262,7 +265,8 @@ class _Candidate:
     @property
     def under(self) -> DecidedUnder:
         """What the approval that it remembers rested on."""
-        return DecidedUnder("grant", self.quorum, frozenset(self.groups or ()), self.require_reason)
+        groups = frozenset(self.groups or ())
+        return DecidedUnder("grant", self.quorum, groups, self.require_reason, self.step_up)
 
 
 async def answer(tx: Transaction, envelope: Envelope, asked: Asked, now: datetime) -> Use | None:
@@ -291,6 +295,7 @@ async def _candidates(session: AsyncSession, asked: Asked, now: datetime) -> lis
             col(ApprovalRequest.quorum_needed),
             col(ApprovalRequest.reviewer_groups),
             col(ApprovalRequest.require_reason),
+            col(ApprovalRequest.step_up),
             col(AuditRecord.body),
             col(App.owner),
             select(Exchange.thread).where(Exchange.id == asked.kept.id).scalar_subquery(),
@@ -340,7 +345,9 @@ async def _not_for_oneself(session: AsyncSession, found: _Candidate, asked: Aske
     groups: frozenset[str] = frozenset()
     if found.owner is not None and "@" not in found.owner:
         known = await lookup.groups(session)
-        groups = frozenset(lookup.memberships(known, found.grant.creator))
+        creator = await session.get(User, found.grant.created_by)
+        named = lookup.groups_of(known, creator) if creator else ()
+        groups = frozenset((*lookup.memberships(known, found.grant.creator), *named))
     standing = Standing(1, frozenset(), False, found.owner, asked.kept.end_user)
     return lifecycle.conflict(standing, Person(found.grant.creator, groups)) is None
 

@@ -363,6 +363,7 @@ def _row(
         rule=item.ruling.rule,
         risk_signals=[{"code": risk.code, "sentence": risk.sentence} for risk in item.risks],
         require_reason=item.ruling.require_reason,
+        step_up=item.ruling.step_up,
         quorum_needed=item.ruling.quorum,
         reviewer_groups=list(item.ruling.groups) or None,
         record_id="",
@@ -416,6 +417,8 @@ def _request_record(
         fields["tooldef"] = row.definition_digest
     if row.rule:
         fields["rule"] = row.rule[:200]
+    if row.step_up:
+        fields["step_up"] = True
     return records.make(
         "approval.requested", now=now, actor=SYSTEM, subject=subject(row), fields=fields
     )

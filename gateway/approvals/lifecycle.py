@@ -34,6 +34,7 @@ class Standing:
     require_reason: bool
     owner: str | None
     end_user: str | None
+    step_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -379,6 +379,7 @@ def _view(
         ),
         groups=tuple(row.reviewer_groups or ()),
         require_reason=row.require_reason,
+        step_up=row.step_up,
         created_at=row.created_at,
         deadline=row.deadline,
         reviews=tuple(

@@ -83,7 +83,7 @@ async def review(
             found = await case.lock(tx, context.envelope, submission.approval_id, reviewer)
             taken = await _taken_before(tx, found, submission)
             if not taken:
-                late = await _take(tx, found, reviewer, submission, now)
+                late = await _take(context, tx, found, reviewer, submission, now)
     except IntegrityError:
         raise Conflict("You have already reviewed this request.", code="already_reviewed") from None
     if taken:
@@ -190,7 +190,12 @@ async def _taken_before(tx: Transaction, found: Case, submission: Submission) ->
 
 
 async def _take(
-    tx: Transaction, found: Case, reviewer: Reviewer, submission: Submission, now: datetime
+    context: Approvals,
+    tx: Transaction,
+    found: Case,
+    reviewer: Reviewer,
+    submission: Submission,
+    now: datetime,
 ) -> GatepassError | None:
     """Write the review, and the decision if there is one; an error that waits for the commit."""
     if found.row.state == lifecycle.PENDING and await _settled(tx, found, now):
@@ -200,6 +205,7 @@ async def _take(
         raise Conflict("You have already reviewed this request.", code="already_reviewed")
     found.check_digest(submission.digest)
     right = await found.right_of(tx.session, reviewer, found.votes, now)
+    found.check_fresh(reviewer, context.step_up, now)
     if found.standing.require_reason and submission.reason is None:
         raise Refused("The rule that holds this call asks for a reason.", param="reason")
     await write(tx, found, reviewer, submission, right, now)
@@ -303,6 +309,8 @@ async def write(
     if on_behalf_of is not None:
         other = await tx.session.exec(select(User.id).where(User.email == on_behalf_of))
         fields["instead_of"] = other.one()
+    if found.standing.step_up and reviewer.authenticated_at is not None:
+        fields["authenticated"] = records.timestamp(reviewer.authenticated_at)
     tx.record(
         records.make(
             "approval.reviewed",

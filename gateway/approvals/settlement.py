@@ -106,6 +106,7 @@ async def _refuse(
         row.require_reason,
         app.owner if app else None,
         row.end_user,
+        row.step_up,
     )
     if (why := lifecycle.barrier(standing, person.email, person.groups)) is not None:
         raise NotAllowed(why, code="reviewer_excluded")

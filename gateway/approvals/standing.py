@@ -118,6 +118,7 @@ async def harder(
             row.quorum_needed,
             frozenset(row.reviewer_groups or ()),
             row.require_reason,
+            row.step_up,
         )
         assessment = await context.rulings.assess(view.policy, facts, now)
         found[row.id] = stricter(assessment.ruling, then)

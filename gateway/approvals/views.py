@@ -127,6 +127,7 @@ class ApprovalView:
     quorum: Quorum
     groups: tuple[str, ...]
     require_reason: bool
+    step_up: bool
     created_at: datetime
     deadline: datetime
     reviews: tuple[ReviewView, ...]

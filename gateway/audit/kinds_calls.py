@@ -102,8 +102,8 @@ APPROVALS = {
         ("approval", "exchange"),
         ("args",),
         words(
-            "digest tooldef policy view rule quorum groups deadline require_reason signals round"
-            " call from to requester"
+            "digest tooldef policy view rule quorum groups deadline require_reason step_up signals"
+            " round call from to requester"
         ),
         example(APPROVAL, args=ARGS, digest=HASH, tooldef=HASH, quorum=1, rule="mail"),
     ),
@@ -112,7 +112,7 @@ APPROVALS = {
         "{actor} said {verdict} to {tool} on {server}.",
         ("approval",),
         ("verdict",),
-        words("digest view reason note channel review instead_of"),
+        words("digest view reason note channel review instead_of authenticated"),
         example(APPROVAL, verdict="approve", digest=HASH, channel="web"),
     ),
     "approval.decided": Kind(

@@ -316,6 +316,14 @@ PEOPLE = {
         ("method", "session", "expires"),
         example({"user": "usr_01"}, method="link"),
     ),
+    "sign_in.refused": Kind(
+        "Somebody came from the identity provider and was not let in; one of a kind a minute.",
+        "A sign-in was refused: {code}.",
+        (),
+        ("code",),
+        ("method",),
+        example({}, code="nonce_wrong", method="oidc"),
+    ),
     "user.signed_out": Kind(
         "A person signed out, or was signed out.",
         "{user} signed out.",
@@ -329,7 +337,7 @@ PEOPLE = {
         "{actor} made an access token for {user}.",
         ("user",),
         (),
-        ("token_id", "expires", "name"),
+        ("token_id", "expires", "name", "scopes"),
         example({"user": "usr_01"}, token_id=PUBLIC),
     ),
     "token.revoked": Kind(

@@ -68,7 +68,8 @@ class Actor:
     """Who did it. `kind`: user, app, system or operator (a command on the host).
 
     `ref` is pseudonymous (`usr_…`, `app_…`, `gateway`), never an e-mail address; `auth` says how
-    the actor was known: session, token, link, key or host.
+    the actor was known: session, oidc (a session of the identity provider's people), token,
+    link, key or host.
     """
 
     kind: str

@@ -45,9 +45,10 @@ KINDS = frozenset(
     oauth_client.removed pause.begun pause.ended payload.read
     policy.activated policy.saved policy.shadow_begun policy.shadow_ended
     release.sending request.completed security.overridden security.refused server.changed
-    server.forgotten server.probed server.registered server.removed token.created token.revoked
-    tooldef.accepted tooldef.changed tooldef.gone tooldef.list_refused tooldef.new tooldef.pinned
-    tooldef.refused tooldef.restored user.changed user.created user.signed_in user.signed_out
+    server.forgotten server.probed server.registered server.removed sign_in.refused token.created
+    token.revoked tooldef.accepted tooldef.changed tooldef.gone tooldef.list_refused tooldef.new
+    tooldef.pinned tooldef.refused tooldef.restored user.changed user.created user.signed_in
+    user.signed_out
     """.split()
 )
 SHAPE = {"id": str, "type": str, "ts": str, "actor": dict, "subject": dict}

@@ -23,6 +23,7 @@ from gateway.cli.runtime import House, opened, read_settings
 from gateway.config import Settings
 from gateway.errors import GatepassError
 from gateway.identity import people
+from gateway.openid.flow import Wish
 from gateway.probing.probes import AT_ONCE
 from gateway.proxy.signing_in import SignIn
 from gateway.registry.directory import ServerView
@@ -55,6 +56,7 @@ async def _examine(settings: Settings) -> list[Finding]:
             await _ask("vault", _vault, house),
             await _ask("configuration", _configuration, house),
             await _ask("people", _people, house),
+            await _ask("sign-in", _sign_in, house),
             await _ask("upstream", _upstream, house),
             *_keys(settings),
             _public_url(settings),
@@ -127,6 +129,13 @@ async def _people(house: House) -> tuple[str, str]:
     if missing:
         return "warning", f"there is no active {' and no active '.join(missing)}"
     return "ok", f"{len(active)} active users"
+
+
+async def _sign_in(house: House) -> tuple[str, str]:
+    if house.services.sign_in is None:
+        return "ok", "one-time links; no identity provider is configured"
+    await house.services.sign_in.begin(Wish(), now=house.clock())
+    return "ok", f"{house.settings.oidc_issuer} answers"
 
 
 async def _upstream(house: House) -> tuple[str, str]:

@@ -62,8 +62,8 @@ def listing(as_json: Json = False) -> None:
         emit(users)
         return
     table(
-        ("e-mail", "roles", "groups", "state", "created", "id"),
-        [(u.email, u.roles, u.groups, _state(u), u.created_at, u.id) for u in users],
+        ("e-mail", "roles", "groups", "from", "state", "created", "id"),
+        [(u.email, u.roles, u.groups, u.source, _state(u), u.created_at, u.id) for u in users],
         empty="There is no user yet: make the first admin with 'gatepass init EMAIL'.",
     )
 
@@ -92,16 +92,26 @@ def token_(
     days: Annotated[
         int | None, typer.Option(min=1, max=366, help="Expires after so many days.")
     ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option("--scope", help="A permission such as requests.read, or read; repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print a new personal access token of a user, once."""
     from gateway.cli.runtime import run
+    from gateway.identity import people, tokens
     from gateway.identity.people import create_token
 
     async def work(house: House) -> dict[str, Any]:
-        lifetime = timedelta(days=days) if days else None
+        found = await people.read(house.db, user)
         made = await create_token(
-            house.ledger, user, lifetime=lifetime, actor=house.actor, now=house.clock()
+            house.ledger,
+            found.id,
+            lifetime=tokens.lifetime(days, house.settings.token_days),
+            scopes=tokens.scopes(scope, found.roles) if scope else None,
+            actor=house.actor,
+            now=house.clock(),
         )
         return {"token": made}
 
@@ -186,12 +196,17 @@ async def _everybody(house: House) -> list[UserView]:
 
 
 async def _ways_in(house: House, user: UserView, *, token: bool, link: bool) -> dict[str, str]:
+    from gateway.identity import tokens
     from gateway.identity.people import create_token
 
     made: dict[str, str] = {}
     if token:
         made["token"] = await create_token(
-            house.ledger, user.id, actor=house.actor, now=house.clock()
+            house.ledger,
+            user.id,
+            lifetime=tokens.lifetime(None, house.settings.token_days),
+            actor=house.actor,
+            now=house.clock(),
         )
     if link:
         made["link"] = await _link(house, user.id, 15)

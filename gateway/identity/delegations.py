@@ -184,9 +184,7 @@ async def delegators(session: AsyncSession, email: str, now: datetime) -> list[D
     )
     users = [user for user in found if allowed(user.roles, Permission.REVIEW_REQUESTS)]
     groups = await lookup.groups(session) if users else []
-    return [
-        Delegator(user.email, frozenset(lookup.memberships(groups, user.email))) for user in users
-    ]
+    return [Delegator(user.email, frozenset(lookup.groups_of(groups, user))) for user in users]
 
 
 def _check_times(new: NewDelegation, now: datetime) -> None:

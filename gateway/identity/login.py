@@ -1,5 +1,7 @@
 """Signing in: one-time links, server-side sessions, codes. Tells who is asking, nothing more.
 
+Who comes from an identity provider is `gateway.identity.federation`'s to say; the session is ours.
+
 Every code is kept as its SHA-256 only, every single use is a compare-and-set, and whatever
 cannot be matched exactly is nobody: no error path ends in an identity. What the person may do
 is `gateway.identity.roles`' to say.
@@ -7,7 +9,7 @@ is `gateway.identity.roles`' to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import update
@@ -19,7 +21,9 @@ from gateway.audit.ledger import Ledger, Transaction
 from gateway.audit.records import Actor
 from gateway.errors import NotAllowed, NotFound, Refused
 from gateway.identity import codes, lookup
+from gateway.identity.roles import Permission, allowed
 from gateway.store.database import Database
+from gateway.store.envelope import Envelope
 from gateway.store.ids import new_id
 from gateway.store.tables import AccessToken, SignInLink, User, WebSession
 
@@ -39,13 +43,20 @@ class Principal:
     name: str | None
     roles: frozenset[str]
     groups: frozenset[str]
-    auth: str  # session | token
+    auth: str  # session | oidc | token
     session: str | None = None
+    scopes: frozenset[str] | None = None  # of a token: the permissions it has; None: all
+    authenticated_at: datetime | None = None  # when they last proved who they are
 
     @property
     def actor(self) -> Actor:
         """The same person as audit records name them: without the e-mail address."""
         return Actor("user", self.user_id, self.auth)
+
+    def may(self, permission: Permission) -> bool:
+        """Whether a role, and the token if it is one, permits it."""
+        within = self.scopes is None or permission.value in self.scopes
+        return within and allowed(self.roles, permission)
 
 
 def cookie_name(public_url: str) -> str:
@@ -104,37 +115,43 @@ async def create_link(
     return code
 
 
-async def redeem(ledger: Ledger, code: str, *, previous: str | None = None, now: datetime) -> str:
+async def redeem(
+    ledger: Ledger,
+    code: str,
+    *,
+    previous: str | None = None,
+    provided: bool = False,
+    now: datetime,
+) -> str:
     """Use a link up and return the code of a fresh session.
 
     The session's code is always new, and `previous` (the code of a session the browser still
-    holds) ends: nobody can plant a session to be signed in. Raises `NotAllowed` (401), with one
-    sentence for every cause, when the link is unknown, used or expired or the user disabled.
+    holds) ends: nobody can plant a session to be signed in. `provided`: there is an identity
+    provider, and who is of it signs in there alone. Raises `NotAllowed` (401), with one sentence
+    for every cause, when the link is unknown, used or expired or the user disabled.
     """
     link = codes.hex_digest(code)
-    session_code = codes.new_code()
     async with ledger.transaction() as tx:
-        row = await tx.session.get(SignInLink, link)
-        user = await tx.session.get(User, row.user_id) if row is not None else None
-        if user is None or user.disabled_at is not None:
-            raise _dead_link()
-        await _use_up(tx.session, link, now)
-        if previous is not None:
-            await _end(tx, codes.hex_digest(previous), now)
-        tx.session.add(
-            WebSession(
-                digest=codes.hex_digest(session_code),
-                user_id=user.id,
-                created_at=now,
-                seen_at=now,
-                expires_at=now + ABSOLUTE,
+        user = await owner_of(tx.session, link)
+        if provided and user.issuer is not None:
+            raise NotAllowed(
+                "This person signs in through the identity provider; a link alone does not do.",
+                code="link_not_enough",
             )
-        )
-        tx.record(_signed("user.signed_in", user.id, "link", now))
-    return session_code
+        await use_up(tx.session, link, now)
+        return await begin(tx, user.id, SignedIn("link", now), previous=previous, now=now)
 
 
-async def _use_up(session: AsyncSession, link: str, now: datetime) -> None:
+async def owner_of(session: AsyncSession, link: str) -> User:
+    """Whom the link of this digest is for; raises `NotAllowed` for an unknown or disabled one."""
+    row = await session.get(SignInLink, link)
+    user = await session.get(User, row.user_id) if row is not None else None
+    if user is None or user.disabled_at is not None:
+        raise _dead_link()
+    return user
+
+
+async def use_up(session: AsyncSession, link: str, now: datetime) -> None:
     used = await session.exec(
         update(SignInLink)
         .where(
@@ -151,6 +168,62 @@ async def _use_up(session: AsyncSession, link: str, now: datetime) -> None:
 # --- sessions -------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class SignedIn:
+    """How somebody proved who they are. `at` is when, if that is known for certain.
+
+    The rest is of the identity provider: its name, the name of its session, its ID token.
+    """
+
+    method: str  # link | oidc
+    at: datetime | None
+    provider: str | None = None
+    sid: str | None = None
+    id_token: str | None = None
+
+
+async def begin(
+    tx: Transaction,
+    user_id: str,
+    how: SignedIn,
+    *,
+    previous: str | None,
+    now: datetime,
+    envelope: Envelope | None = None,
+) -> str:
+    """Begin a session under a code that nobody has seen; that of `previous` ends with it."""
+    code = codes.new_code()
+    digest = codes.hex_digest(code)
+    if previous is not None:
+        await _end(tx, codes.hex_digest(previous), now)
+    row = WebSession(
+        digest=digest,
+        user_id=user_id,
+        created_at=now,
+        seen_at=now,
+        expires_at=now + ABSOLUTE,
+        authenticated_at=how.at,
+        provider=how.provider,
+        sid=how.sid,
+    )
+    if envelope is not None and how.id_token is not None:
+        row.data_key = envelope.new_data_key(digest)
+        row.id_token = envelope.seal(row.data_key, digest, "id_token", how.id_token.encode())
+    tx.session.add(row)
+    tx.record(_signed("user.signed_in", user_id, how.method, now))
+    return code
+
+
+async def id_token(db: Database, envelope: Envelope, code: str) -> str | None:
+    """What the provider is shown so that it ends its session too; None where there is nothing."""
+    digest = codes.hex_digest(code)
+    async with db.reading() as reading:
+        row = await reading.get(WebSession, digest)
+    if row is None or row.data_key is None or row.id_token is None:
+        return None
+    return envelope.open(row.data_key, digest, "id_token", row.id_token).decode()
+
+
 async def session(db: Database, code: str, now: datetime) -> Principal | None:
     """Who holds this session code, or None when it ended, lay idle for 8 h or is 24 h old."""
     digest = codes.hex_digest(code)
@@ -163,11 +236,14 @@ async def session(db: Database, code: str, now: datetime) -> Principal | None:
         found = (await reading.exec(query)).first()
         if found is None or not _live(found[0], now):
             return None
-        seen_at = found[0].seen_at
-        principal = await _principal(reading, found[1], "session", digest)
-    if principal is not None and now - seen_at > _TOUCH:
+        row, user = found
+        seen_at = row.seen_at
+        principal = await _principal(reading, user, "oidc" if row.provider else "session")
+    if principal is None:
+        return None
+    if now - seen_at > _TOUCH:
         await _touch(db, digest, now)
-    return principal
+    return replace(principal, session=digest, authenticated_at=row.authenticated_at)
 
 
 async def sign_out(ledger: Ledger, code: str, *, now: datetime) -> None:
@@ -237,27 +313,39 @@ async def token(db: Database, text: str, now: datetime) -> Principal | None:
         right = codes.same(text, found[0].digest if found else None)
         if found is None or not right or not _valid(found[0], now):
             return None
-        return await _principal(reading, found[1], "token", None)
+        row, user = found
+        principal = await _principal(reading, user, "token")
+    if principal is None:
+        return None
+    if row.used_at is None or now - row.used_at > _TOUCH:
+        await _note_use(db, row.id, now)
+    scopes = None if row.scopes is None else frozenset(row.scopes)
+    return replace(principal, scopes=scopes)
+
+
+async def _note_use(db: Database, token_id: str, now: datetime) -> None:
+    async with db.transaction() as writing:
+        await writing.exec(
+            update(AccessToken)
+            .where(col(AccessToken.id) == token_id, col(AccessToken.revoked_at).is_(None))
+            .values(used_at=now)
+        )
 
 
 def _valid(row: AccessToken, now: datetime) -> bool:
     return row.revoked_at is None and (row.expires_at is None or row.expires_at > now)
 
 
-async def _principal(
-    reading: AsyncSession, user: User, auth: str, session_digest: str | None
-) -> Principal | None:
+async def _principal(reading: AsyncSession, user: User, auth: str) -> Principal | None:
     if user.disabled_at is not None:
         return None
-    groups = await lookup.groups(reading)
     return Principal(
         user_id=user.id,
         email=user.email,
         name=user.name,
         roles=frozenset(user.roles),
-        groups=frozenset(lookup.memberships(groups, user.email)),
+        groups=frozenset(lookup.groups_of(await lookup.groups(reading), user)),
         auth=auth,
-        session=session_digest,
     )
 
 

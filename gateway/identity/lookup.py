@@ -24,6 +24,11 @@ def memberships(groups: Iterable[ReviewerGroup], email: str) -> tuple[str, ...]:
     )
 
 
+def groups_of(groups: Iterable[ReviewerGroup], user: User) -> tuple[str, ...]:
+    """Names of the reviewer groups of a person: by address, and as the provider says."""
+    return tuple(sorted({*memberships(groups, user.email), *(user.groups or ())}))
+
+
 async def groups(session: AsyncSession) -> list[ReviewerGroup]:
     """Every reviewer group."""
     return list((await session.exec(select(ReviewerGroup))).all())

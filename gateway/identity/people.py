@@ -50,6 +50,7 @@ class UserView:
     groups: tuple[str, ...]
     created_at: datetime
     disabled_at: datetime | None
+    source: str = "local"  # local | provider: who says which roles the person has
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,14 @@ async def listing(db: Database, *, after: str | None = None, limit: int = 50) ->
     return UserPage(shown, shown[-1].id if len(users) > limit else None)
 
 
+async def admins(db: Database, most: int = 3) -> tuple[str, ...]:
+    """Addresses of some who can give roles, for somebody who has none."""
+    query = select(User).where(col(User.disabled_at).is_(None)).order_by(col(User.id))
+    async with db.reading() as session:
+        users = (await session.exec(query)).all()
+    return tuple(user.email for user in users if "admin" in user.roles)[:most]
+
+
 async def read(db: Database, user: str) -> UserView:
     """The user with this id or e-mail address; raises `NotFound`."""
     async with db.reading() as session:
@@ -127,16 +136,23 @@ async def groups(db: Database) -> tuple[GroupView, ...]:
 async def set_roles(
     ledger: Ledger, user: str, roles: Iterable[str], *, actor: Actor, now: datetime
 ) -> UserView:
-    """Replace a user's roles. Raises `Conflict` when that would leave no admin."""
+    """Replace a user's roles. Raises `Conflict` when that would leave no admin, and for somebody
+    whose roles the identity provider says.
+    """
     wanted = _known(roles)
     async with ledger.transaction() as tx:
         row = await lookup.find(tx.session, user)
+        if row.issuer is not None:
+            raise Conflict(
+                "The roles of this person come from the identity provider: change them there.",
+                code="roles_from_provider",
+            )
         if "admin" in row.roles and "admin" not in wanted:
-            await _keep_an_admin(tx.session, row)
+            await keep_an_admin(tx.session, row)
         if row.roles != wanted:
             row.roles = wanted
             tx.session.add(row)
-            tx.record(_changed(row, "roles", actor, now))
+            tx.record(changed(row, "roles", actor, now))
         view = _view(row, await lookup.groups(tx.session))
     await tx.sealed()
     return view
@@ -151,11 +167,11 @@ async def disable(ledger: Ledger, user: str, *, actor: Actor, now: datetime) -> 
         row = await lookup.find(tx.session, user)
         if row.disabled_at is None:
             if "admin" in row.roles:
-                await _keep_an_admin(tx.session, row)
+                await keep_an_admin(tx.session, row)
             row.disabled_at = now
             tx.session.add(row)
             await _end_everything(tx.session, row.id, now)
-            tx.record(_changed(row, "disabled", actor, now))
+            tx.record(changed(row, "disabled", actor, now))
         return _view(row, await lookup.groups(tx.session))
 
 
@@ -166,13 +182,14 @@ async def enable(ledger: Ledger, user: str, *, actor: Actor, now: datetime) -> U
         if row.disabled_at is not None:
             row.disabled_at = None
             tx.session.add(row)
-            tx.record(_changed(row, "disabled", actor, now))
+            tx.record(changed(row, "disabled", actor, now))
         view = _view(row, await lookup.groups(tx.session))
     await tx.sealed()
     return view
 
 
-async def _keep_an_admin(session: AsyncSession, leaving: User) -> None:
+async def keep_an_admin(session: AsyncSession, leaving: User) -> None:
+    """Raises `Conflict` when nobody else is an admin."""
     # Locked in one order, so that two admins who remove each other cannot both succeed.
     query = select(User).where(col(User.disabled_at).is_(None)).order_by(col(User.id))
     enabled = (await session.exec(query.with_for_update())).all()
@@ -202,9 +219,10 @@ def _view(user: User, groups: Iterable[ReviewerGroup]) -> UserView:
         email=user.email,
         name=user.name,
         roles=tuple(user.roles),
-        groups=lookup.memberships(groups, user.email),
+        groups=lookup.groups_of(groups, user),
         created_at=user.created_at,
         disabled_at=user.disabled_at,
+        source="local" if user.issuer is None else "provider",
     )
 
 
@@ -237,7 +255,10 @@ def _taken(email: str) -> Conflict:
     return Conflict(f"There is already a user {email}.", code="user_exists")
 
 
-def _changed(user: User, change: str, actor: Actor, now: datetime) -> records.Record:
+def changed(
+    user: User, change: str, actor: Actor, now: datetime, *, source: str | None = None
+) -> records.Record:
+    """The record of a change of one member; `source` names who else said so."""
     return records.make(
         "user.changed",
         now=now,
@@ -248,5 +269,6 @@ def _changed(user: User, change: str, actor: Actor, now: datetime) -> records.Re
             "changes": [change],
             "roles": list(user.roles),
             "disabled": user.disabled_at is not None,
+            **({"source": source} if source else {}),
         },
     )

@@ -55,6 +55,7 @@ class Ruling:
     groups: tuple[str, ...] = ()
     expires: timedelta | None = None
     require_reason: bool = False
+    step_up: bool = False
     always_ask: bool = False
     execution_expires: timedelta | None = None
     undo_seconds: int = 0
@@ -182,6 +183,7 @@ def _held(hits: list[Hit], names: tuple[str, ...]) -> Ruling:
         groups=_groups(rules),
         expires=_shortest([rule.expires for rule in rules]),
         require_reason=any(rule.require_reason for rule in rules),
+        step_up=any(rule.step_up for rule in rules),
         always_ask=any(rule.always_ask for rule in rules),
         execution_expires=_shortest([rule.execution_expires for rule in rules]),
         undo_seconds=max(rule.undo_seconds for rule in rules),

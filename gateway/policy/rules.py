@@ -31,6 +31,7 @@ _HOLD_ONLY = (
     "execution_expires",
     "always_ask",
     "require_reason",
+    "step_up",
     "undo_seconds",
     "on_expiry",
     "escalate",
@@ -91,6 +92,7 @@ class Rule:
     execution_expires: timedelta | None = None
     always_ask: bool = False
     require_reason: bool = False
+    step_up: bool = False
     undo_seconds: int = 0
     escalate: Escalation | None = None
 
@@ -121,6 +123,7 @@ class Rule:
             "execution_expires": format_duration(self.execution_expires),
             "always_ask": self.always_ask,
             "require_reason": self.require_reason,
+            "step_up": self.step_up,
             "undo_seconds": self.undo_seconds,
             "escalate": _escalation(self.escalate),
         }
@@ -376,6 +379,7 @@ _READERS: dict[str, Callable[[_Reader, Path, Any], Any]] = {
     "execution_expires": _Reader.duration,
     "always_ask": _Reader.flag,
     "require_reason": _Reader.flag,
+    "step_up": _Reader.flag,
     "undo_seconds": _Reader.undo_seconds,
     "on_expiry": _on_expiry,
     "escalate": _Reader.escalate,

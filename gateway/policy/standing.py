@@ -22,6 +22,7 @@ class DecidedUnder:
     quorum: int = 1
     groups: frozenset[str] = frozenset()
     require_reason: bool = False
+    step_up: bool = False
 
 
 def stricter(now: Ruling, then: DecidedUnder) -> str | None:
@@ -43,5 +44,7 @@ def _stricter_hold(now: Ruling, then: DecidedUnder) -> str | None:
         return "other_groups"
     if now.require_reason and not then.require_reason:
         return "reason_required"
+    if now.step_up and not then.step_up:
+        return "fresh_sign_in_required"
     # People have been asked; only what answered in their place counts no more.
     return "always_ask" if now.always_ask and then.by == "grant" else None

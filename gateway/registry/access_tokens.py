@@ -23,7 +23,7 @@ from gateway.registry.issuers import Issuers
 from gateway.telemetry import Clock
 
 #: Signatures by a private key alone: neither `none` nor a shared secret is among them.
-_ALGORITHMS = (
+ALGORITHMS = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"
 )  # fmt: skip
 _TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
@@ -83,9 +83,9 @@ class AccessTokens:
         if key is None or key.get("alg") not in (None, header["alg"]):
             raise _refused("The access token is not signed by a key of its issuer.")
         now = self._clock().timestamp()
-        registry = JWSRegistry(algorithms=_ALGORITHMS, strict_check_header=False)
+        registry = JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
         try:
-            claims = jwt.decode(token, key, _ALGORITHMS, registry).claims
+            claims = jwt.decode(token, key, ALGORITHMS, registry).claims
             _claims(issuer, int(now)).validate(claims)
         except ExpiredTokenError:
             raise _refused("The access token has expired.") from None
@@ -130,7 +130,7 @@ def _unchecked(token: str) -> tuple[Mapping[str, str], str]:
         header, claims = parts.headers(), orjson.loads(parts.payload)
     except (JoseError, ValueError, TypeError):
         raise _refused("The access token cannot be read.") from None
-    if header.get("alg") not in _ALGORITHMS:
+    if header.get("alg") not in ALGORITHMS:
         raise _refused("The access token is not signed with an accepted algorithm.")
     if str(header.get("typ", "jwt")).lower() not in _TYPES:
         raise _refused("This is a token, but not an access token.")

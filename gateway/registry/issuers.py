@@ -1,4 +1,4 @@
-"""The public keys of token issuers: found by OpenID Connect discovery, kept for a while.
+"""What token issuers publish: their keys and addresses, found by discovery, kept for a while.
 
 Only registered issuers are ever asked, over https (plain http on this machine alone), through the
 guarded client. What a token says about where keys are is never looked at.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx2
@@ -37,7 +37,7 @@ _FAILURES = (
 
 
 class Issuers:
-    """The keys of every issuer that was asked for. One per process."""
+    """The keys and documents of every issuer that was asked for. One per process."""
 
     def __init__(self, clock: Clock, bounds: Bounds = _BOUNDS) -> None:
         self._clock = clock
@@ -46,19 +46,28 @@ class Issuers:
 
     async def key(self, issuer: str, name: str) -> Key | None:
         """The key of that name, None if the issuer has none; raises `Unavailable` when unknown."""
+        found = await self._fresh(issuer, lambda known: name in known.keys)
+        return found.keys.get(name)
+
+    async def document(self, issuer: str) -> Mapping[str, Any]:
+        """What the issuer says of itself (OpenID Connect Discovery §3); raises `Unavailable`."""
+        return (await self._fresh(issuer, lambda known: bool(known.document))).document
+
+    async def _fresh(self, issuer: str, answers: Callable[[_Issuer], bool]) -> _Issuer:
+        """The issuer, asked again when what is known is old or does not answer the question."""
         found = self._known.setdefault(issuer, _Issuer(issuer))
         now = self._clock().timestamp()
-        if not found.is_due(now) and name in found.keys:
-            return found.keys[name]
+        if not found.is_due(now) and answers(found):
+            return found
         async with found.lock:
-            if (found.is_due(now) or name not in found.keys) and now >= found.next_fetch:
+            if (found.is_due(now) or not answers(found)) and now >= found.next_fetch:
                 await found.fetch(now, self._bounds)
         if now - found.fetched > _USELESS:
             raise Unavailable(
                 "The keys of the token's issuer cannot be fetched, so it cannot be checked.",
                 code="issuer_unavailable",
             )
-        return found.keys.get(name)
+        return found
 
 
 class _Issuer:
@@ -67,6 +76,7 @@ class _Issuer:
     def __init__(self, issuer: str) -> None:
         self.issuer = issuer
         self.keys: Mapping[str, Key] = {}
+        self.document: Mapping[str, Any] = {}
         self.fetched = float("-inf")
         self.next_fetch = float("-inf")
         self.lock = asyncio.Lock()
@@ -79,7 +89,7 @@ class _Issuer:
         """Fetch the keys; if that fails, those from before stay."""
         try:
             async with asyncio.timeout(bounds.seconds):
-                self.keys = await _fetched(self.issuer, bounds)
+                self.document, self.keys = await _fetched(self.issuer, bounds)
         except _FAILURES as error:
             self.next_fetch = now + _AFTER_FAILURE
             log.warning("issuer.unavailable", issuer=self.issuer, error=type(error).__name__)
@@ -87,13 +97,13 @@ class _Issuer:
             self.fetched, self.next_fetch = now, now + _AFTER_SUCCESS
 
 
-async def _fetched(issuer: str, bounds: Bounds) -> dict[str, Key]:
+async def _fetched(issuer: str, bounds: Bounds) -> tuple[dict[str, Any], dict[str, Key]]:
     async with open_client(bounds) as client:
         found = await _document(client, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if found.get("issuer") != issuer:
             raise ValueError("the document is another issuer's")
         address = addresses.check_issuer(str(found.get("jwks_uri")))
-        return _keys(await _document(client, address))
+        return found, _keys(await _document(client, address))
 
 
 async def _document(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:

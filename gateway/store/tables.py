@@ -245,13 +245,20 @@ class Pause(SQLModel, table=True):
 
 
 class User(SQLModel, table=True):
-    """A person who signs in here. `roles`: viewer, reviewer, break_glass, auditor, admin."""
+    """A person who signs in here. `roles`: viewer, reviewer, break_glass, auditor, admin.
+
+    With `issuer` and `subject` the person comes from there: roles and `groups` are what it said.
+    """
 
     __tablename__ = "users"
+    __table_args__ = (Index("uq_users_issuer_subject", "issuer", "subject", unique=True),)
     id: str = Field(primary_key=True)
     email: str = Field(unique=True)
     name: str | None = None
     roles: list[str] = _json()
+    issuer: str | None = None
+    subject: str | None = None
+    groups: list[str] | None = _json(nullable=True)  # reviewer groups, beside those by address
     locale: str | None = None
     theme: str | None = None
     created_at: datetime = _time()
@@ -287,8 +294,10 @@ class AccessToken(SQLModel, table=True):
     id: str = Field(primary_key=True)
     user_id: str = Field(foreign_key="users.id", index=True)
     digest: bytes = _sealed()
+    scopes: list[str] | None = _json(nullable=True)  # permissions; None: all of its owner's
     created_at: datetime = _time()
     expires_at: datetime | None = _time(nullable=True)
+    used_at: datetime | None = _time(nullable=True)
     revoked_at: datetime | None = _time(nullable=True)
 
 
@@ -303,8 +312,20 @@ class SignInLink(SQLModel, table=True):
     used_at: datetime | None = _time(nullable=True)
 
 
+class UsedCode(SQLModel, table=True):
+    """Something of the identity provider that counts once: a way in, a notice of signing out."""
+
+    __tablename__ = "used_codes"
+    digest: str = Field(primary_key=True)
+    expires_at: datetime = _time(index=True)
+
+
 class WebSession(SQLModel, table=True):
-    """A server-side web session; the cookie holds the code, the row its digest."""
+    """A server-side web session; the cookie holds the code, the row its digest.
+
+    `authenticated_at` is when the person last proved who they are; `sid` the provider's name of
+    its own session; `id_token`, sealed, is what is shown to the provider to sign out there.
+    """
 
     __tablename__ = "web_sessions"
     digest: str = Field(primary_key=True)
@@ -313,6 +334,11 @@ class WebSession(SQLModel, table=True):
     seen_at: datetime = _time()
     expires_at: datetime = _time()
     ended_at: datetime | None = _time(nullable=True)
+    authenticated_at: datetime | None = _time(nullable=True)
+    provider: str | None = None  # the issuer through which the person came
+    sid: str | None = Field(default=None, index=True)
+    data_key: bytes | None = _sealed(nullable=True)
+    id_token: bytes | None = _sealed(nullable=True)
 
 
 # --- what happens ---------------------------------------------------------------------------
@@ -489,6 +515,7 @@ class ApprovalRequest(SQLModel, table=True):
     rule: str | None = None
     risk_signals: list[dict[str, Any]] = _json()
     require_reason: bool = False
+    step_up: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     quorum_needed: int = 1
     reviewer_groups: list[str] | None = _json(nullable=True)
     record_id: str  # of `approval.requested`: nobody is shown what is not in the ledger

@@ -16,7 +16,7 @@ import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.support.clients import CLIENTS, PROGRAMS, Client
+from tests.support.clients import CLIENTS, PROGRAMS, PROVIDER, Client
 
 _STAMP = ".built-from"
 NODE = ("node", "ai")
@@ -53,7 +53,7 @@ def command(client: Client) -> list[str]:
 
 def bring_programs() -> None:
     """Put the Node programs as they are now beside the packages they import."""
-    for client in CLIENTS:
+    for client in (*CLIENTS, PROVIDER):
         if client.family in NODE and client.environment.is_dir():
             for program in PROGRAMS.glob("*.mjs"):
                 shutil.copy(program, client.environment)
@@ -111,7 +111,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 def main() -> int:
     """Build what is missing, two at a time."""
-    wanted = [client for client in CLIENTS if not is_built(client)]
+    wanted = [client for client in (*CLIENTS, PROVIDER) if not is_built(client)]
     if any(client.family in NODE for client in wanted) and not _has_node():
         print("Node.js 18 or newer, with npm, is not installed: its clients are left out")
         if os.environ.get("CI") == "true":

@@ -30,6 +30,12 @@ POSTGRES: dict[str, Any] = {
         "url": "https://res.openai.azure.com/openai/v1/",
         "existingSecret": "gatepass-azure",
     },
+    "signIn": {
+        "issuer": "https://login.microsoftonline.com/0b1c/v2.0",
+        "clientId": "gatepass",
+        "existingSecret": "gatepass-sign-in",
+        "roles": "Reviewer=reviewer",
+    },
     "config": {"b.yaml": "apps: []\n", "a.yaml": "servers: []\n"},
     "credentialSecrets": ["mcp-credentials"],
     "settings": {"GATEPASS_APPROVAL_EXPIRES": "30m"},
@@ -225,6 +231,10 @@ def test_postgresql_migrates_before_the_new_pods(chart: helm_python.Chart) -> No
     assert gateway["envFrom"] == [{"secretRef": {"name": "mcp-credentials"}}]
     environment = {entry["name"]: entry.get("value") for entry in gateway["env"]}
     assert environment["GATEPASS_CONFIG"] == "/etc/gatepass/a.yaml:/etc/gatepass/b.yaml"
+    assert environment["GATEPASS_OIDC_ROLES"] == "Reviewer=reviewer"
+    file = environment["GATEPASS_OIDC_CLIENT_SECRET_FILE"]
+    assert file.rpartition("/")[0] in {m["mountPath"] for m in gateway["volumeMounts"]}
+    assert "GATEPASS_OIDC_GROUPS" not in environment
     assert set(kinds["ConfigMap"]["data"]) == {"a.yaml", "b.yaml"}
 
 

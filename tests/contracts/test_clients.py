@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.clients.results import declared, recorded
-from tests.support.clients import CAPABILITIES, CLIENTS, PROGRAMS, cases
+from tests.support.clients import CAPABILITIES, CLIENTS, PROGRAMS, PROVIDER, cases
 from tests.support.repository import ROOT
 
-LOCKS = [client.lock for client in CLIENTS if client.lock is not None]
+LOCKS = [client.lock for client in (*CLIENTS, PROVIDER) if client.lock is not None]
 PYTHON = [lock for lock in LOCKS if lock.suffix == ".lock"]
 NODE = [lock for lock in LOCKS if lock.suffix == ".json"]
 

@@ -17,7 +17,7 @@ LARGEST_FILE = 400_000
 LONGEST_MODULE = 500
 # Shipped alone into every export: one file that imports nothing of ours. And every table on one
 # page, for operators and auditors to read.
-LONGER = {"gateway/audit/verify_evidence.py": 850, "gateway/store/tables.py": 700}
+LONGER = {"gateway/audit/verify_evidence.py": 850, "gateway/store/tables.py": 750}
 REQUIRED = [
     "README.md",
     "ARCHITECTURE.md",

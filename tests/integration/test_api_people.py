@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs, urlsplit
 
-from gateway.identity import login
+from gateway.identity import login, people
 from tests.support.clock import FakeClock
 from tests.support.house import Somebody, somebody
 
@@ -81,3 +81,63 @@ async def test_tokens_have_limits(client, ann: Somebody) -> None:
             "/api/v1/tokens", headers=ann.bearer, json={"expires_in_days": days}
         )
         assert answer.status_code == 422
+
+
+async def test_a_token_may_be_narrower_than_its_owner(
+    client, ann: Somebody, adm: Somebody, services, clock
+) -> None:
+    asked = {"scopes": ["requests.read", "tokens.own"]}
+    made = await client.post("/api/v1/tokens", headers=ann.bearer, json=asked)
+    assert made.status_code == 201, made.text
+    narrow = {"authorization": f"Bearer {made.json()['token']}"}
+    assert (await client.get("/api/v1/approval-requests", headers=narrow)).status_code == 200
+    me = (await client.get("/api/v1/me", headers=narrow)).json()
+    assert sorted(me["scopes"]) == sorted(asked["scopes"])
+    for path in ("/api/v1/servers", "/api/v1/apps", "/api/v1/exchanges"):
+        answer = await client.get(path, headers=narrow)
+        assert (answer.status_code, answer.json()["code"]) == (403, "missing_permission"), path
+    for wider in (None, ["requests.review"], ["tokens.own", "servers.read"]):
+        answer = await client.post("/api/v1/tokens", headers=narrow, json={"scopes": wider})
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    same = await client.post("/api/v1/tokens", headers=narrow, json={"scopes": ["tokens.own"]})
+    assert same.status_code == 201
+    for foreign in (["users.write"], [], ["everything"]):
+        answer = await client.post("/api/v1/tokens", headers=ann.bearer, json={"scopes": foreign})
+        assert answer.status_code in (400, 422)
+    [shown] = [
+        item
+        for item in (await client.get("/api/v1/tokens", headers=ann.bearer)).json()["items"]
+        if item["id"] == made.json()["id"]
+    ]
+    assert (shown["scopes"], shown["used_at"]) == (sorted(asked["scopes"]), "2026-01-05T09:00:00Z")
+    clock.advance(59)
+    await client.get("/api/v1/me", headers=narrow)
+    assert (await people.tokens_of(services.db, ann.user.id))[0].used_at is not None
+
+
+async def test_a_narrow_token_of_an_admin_speaks_for_the_admin_alone(
+    client, ann: Somebody, adm: Somebody, services, clock
+) -> None:
+    bo = await somebody(services, clock, "bo@example.org", ["reviewer"])
+    asked = {"scopes": ["delegations.write"]}
+    made = await client.post("/api/v1/tokens", headers=adm.bearer, json=asked)
+    narrow = {"authorization": f"Bearer {made.json()['token']}"}
+    body = {"from_email": ann.user.email, "to_email": bo.user.email,
+            "ends_at": "2026-01-06T00:00:00Z"}  # fmt: skip
+    assert (await client.post("/api/v1/delegations", headers=narrow, json=body)).status_code == 403
+    assert (
+        await client.post("/api/v1/delegations", headers=adm.bearer, json=body)
+    ).status_code == 201
+
+
+async def test_no_token_lives_longer_than_this_installation_allows(
+    client, ann: Somebody, services
+) -> None:
+    object.__setattr__(services.settings, "token_days", 30)
+    long = await client.post("/api/v1/tokens", headers=ann.bearer, json={"expires_in_days": 31})
+    assert (long.status_code, long.json()["param"]) == (400, "expires_in_days")
+    made = await client.post("/api/v1/tokens", headers=ann.bearer, json={"expires_in_days": None})
+    [view] = [t for t in await people.tokens_of(services.db, ann.user.id)
+              if t.id == made.json()["id"]]  # fmt: skip
+    assert view.expires_at is not None
+    assert (view.expires_at - view.created_at).days == 30

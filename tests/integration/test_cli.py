@@ -29,6 +29,7 @@ from gateway.registry import servers, tools
 from gateway.store.tables import Server
 from gateway.telemetry import utc_now
 from tests.support.house import CallWanted, held_call
+from tests.support.ports import free_port
 
 CANARY = "canary-8d1e"
 
@@ -605,6 +606,20 @@ def test_doctor_names_what_is_wrong(host: Host) -> None:
     states = {finding["part"]: finding["state"] for finding in json.loads(result.stdout)}
     assert {part for part, state in states.items() if state == "failed"} == {"upstream"}
     assert states["people"] == "warning"
+
+
+def test_doctor_asks_the_identity_provider(host: Host) -> None:
+    env = {
+        "GATEPASS_OIDC_ISSUER": f"http://127.0.0.1:{free_port()}",
+        "GATEPASS_OIDC_CLIENT_ID": "gatepass",
+        "GATEPASS_OIDC_ROLES": "reviewers=reviewer",
+    }
+    states = json.loads(host.run("doctor", "--json", **env).stdout)
+    assert {item["part"]: item["state"] for item in states}["sign-in"] == "failed"
+    wrong = host.run("doctor", **{**env, "GATEPASS_OIDC_ROLES": "reviewers=owner"})
+    assert (wrong.exit_code, "gives the role 'owner'" in wrong.output) == (1, True)
+    wrong = host.run("doctor", **{**env, "GATEPASS_OIDC_ISSUER": "http://sso.example"})
+    assert (wrong.exit_code, "GATEPASS_OIDC_ISSUER" in wrong.output) == (1, True)
 
 
 def test_doctor_asks_the_upstream_and_opens_credentials(host: Host, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from gateway.store.tables import metadata
 from tests.support.repository import ROOT
 
 pytestmark = pytest.mark.slow
-VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+VERSIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 MOMENT = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 
 

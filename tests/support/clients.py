@@ -53,6 +53,8 @@ CLIENTS = (
     Client("node-ai", "AI SDK 6, Azure", "ai", "ai_sdk.mjs"),
     Client("curl", "curl", "curl", "curl.py"),
 )
+#: No client, but installed like one: the identity provider that browser tests sign in with.
+PROVIDER = Client("oidc-provider", "oidc-provider 9 (Node)", "node", "identity_provider.mjs")
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ class Stage:
             clock=clock,
             directory=self.directory,
             prober=Prober(self.ledger, self.directory, self.vault, clock, Turns()),
+            sign_in=None,
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         web.mount(self.app, self.services)

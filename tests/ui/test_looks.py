@@ -39,6 +39,7 @@ async def addresses(house: House) -> dict[str, str]:
     unclear = await played.ask(Wish(tool="push"))
     await played.decide(unclear, "approve")
     await played.execute(unclear, outcome="unknown")
+    fresh = await played.ask(Wish(rule={"step_up": True}))
     await trouble(played)
     changed = [CHANGED, {"name": "..", "description": LONG * 3}]
     await crm(played, [SEND, FIND, changed[1]], changed)
@@ -73,6 +74,9 @@ async def addresses(house: House) -> dict[str, str]:
         "audit": "/audit",
         "record": "/audit/3",
         "preferences": "/preferences",
+        "account": "/account",
+        "fresh": f"/requests/{fresh}",
+        "fresh approve": f"/requests/{fresh}/approve",
         "remember": f"/requests/{pending}/remember",
         "remember hostile": f"/requests/{hostile}/remember",
         "remembered": f"/requests/{remembered}",

@@ -132,3 +132,49 @@ def test_a_vault_that_nobody_could_sign_in_to_stops_the_start(
 def test_a_token_for_the_vault_prints_nowhere():
     given = {"GATEPASS_VAULT_ADDR": "https://v.example", "GATEPASS_VAULT_TOKEN": "canary"}
     assert "canary" not in repr(load(given))
+
+
+OIDC = {
+    "OIDC_ISSUER": "https://idp.example/t",
+    "OIDC_CLIENT_ID": "gatepass",
+    "OIDC_ROLES": "reviewers=reviewer, admins=admin,admins=reviewer",
+    "PUBLIC_URL": "https://gatepass.example",
+}
+
+
+def test_an_identity_provider_is_described_by_a_few_variables():
+    settings = load({f"GATEPASS_{name}": value for name, value in OIDC.items()})
+    assert settings.oidc_roles == {"reviewers": ("reviewer",), "admins": ("admin", "reviewer")}
+    assert settings.oidc_scopes == "openid email profile"
+    named = {**OIDC, "OIDC_GROUPS": '{"CN=Desk,OU=X": ["desk"]}', "OIDC_ROLES": "CN=a=viewer"}
+    settings = load({f"GATEPASS_{name}": value for name, value in named.items()})
+    assert settings.oidc_groups == {"CN=Desk,OU=X": ("desk",)}
+    assert settings.oidc_roles == {"CN=a": ("viewer",)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"OIDC_ISSUER": None}, "GATEPASS_OIDC_ISSUER is missing"),
+        ({"OIDC_CLIENT_ID": None}, "GATEPASS_OIDC_CLIENT_ID is missing"),
+        ({"OIDC_ROLES": None}, "GATEPASS_OIDC_ROLES is missing"),
+        ({"OIDC_ROLES": "reviewer"}, "GATEPASS_OIDC_ROLES: pairs such as"),
+        ({"OIDC_ROLES": "{reviewer"}, "GATEPASS_OIDC_ROLES: this begins like JSON"),
+        ({"OIDC_SCOPES": "email"}, "must contain openid"),
+        ({"PUBLIC_URL": "http://gatepass.example"}, "GATEPASS_PUBLIC_URL must start with https"),
+        (
+            {"OIDC_ISSUER": "https://login.microsoftonline.com/common/v2.0"},
+            "must name one tenant",
+        ),
+    ],
+)
+def test_what_would_let_nobody_in_or_anybody_stops_the_start(
+    changes: dict[str, str | None], sentence: str
+):
+    named = {name: value for name, value in {**OIDC, **changes}.items() if value is not None}
+    assert sentence in problem(**named)
+
+
+def test_without_a_provider_there_must_be_links():
+    assert "nobody could enter" in problem(LOCAL_SIGN_IN="false")
+    assert load({"GATEPASS_LOCAL_SIGN_IN": "true"}).local_sign_in

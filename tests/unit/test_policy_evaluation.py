@@ -60,7 +60,14 @@ def test_the_strictest_of_several_holds_wins() -> None:
         [
             rule("one", "hold", expires="10m", always_ask=True),
             rule("two", "hold", quorum=2, groups=["treasury", "board"], expires="1h"),
-            rule("three", "hold", require_reason=True, groups=["treasury", "it"], undo_seconds=5),
+            rule(
+                "three",
+                "hold",
+                require_reason=True,
+                step_up=True,
+                groups=["treasury", "it"],
+                undo_seconds=5,
+            ),
             rule("fine", "allow"),
         ]
     )
@@ -70,6 +77,7 @@ def test_the_strictest_of_several_holds_wins() -> None:
     assert ruling.expires == timedelta(minutes=10)
     assert ruling.always_ask
     assert ruling.require_reason
+    assert ruling.step_up
     assert ruling.undo_seconds == 5
     assert ruling.why == "Rule 'two' holds this call for 2 reviewers, and 2 more rules do."
 

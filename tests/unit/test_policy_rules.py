@@ -114,6 +114,7 @@ def test_document_and_parse_are_inverse() -> None:
         "execution_expires": "60s",
         "always_ask": True,
         "require_reason": True,
+        "step_up": True,
         "undo_seconds": 10,
         "on_expiry": "deny",
         "escalate": {"after": "15m", "to": ["managers", "treasury"]},

@@ -41,6 +41,8 @@ def held(**members: object) -> Ruling:
         (held(), DecidedUnder("reviewers", groups=frozenset({"a"})), None),
         (held(require_reason=True), DecidedUnder("reviewers"), "reason_required"),
         (held(require_reason=True), DecidedUnder("reviewers", require_reason=True), None),
+        (held(step_up=True), DecidedUnder("reviewers"), "fresh_sign_in_required"),
+        (held(step_up=True), DecidedUnder("grant", step_up=True), None),
         (held(always_ask=True), DecidedUnder("grant"), "always_ask"),
         (held(always_ask=True), DecidedUnder("reviewers"), None),
     ],

@@ -15,7 +15,7 @@ from gateway.errors import Conflict, GatepassError, NotAllowed, Refused
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 from web import arguments, frame, visible
-from web.pages.telling import Teller, reviewer_of
+from web.pages.telling import Teller, again, reviewer_of
 
 router = APIRouter(prefix="/requests")
 Breaking = Annotated[Principal, frame.needs(Permission.BREAK_GLASS)]
@@ -73,6 +73,7 @@ async def _page(
         arguments=shown,
         signs=tell.signals(view, shown),
         values=form,
+        again=again(request, view),
         problem=tell.refusal(problem),
         look_into=parts.services.settings.break_glass_review,
     )

@@ -26,7 +26,7 @@ from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
 from gateway.policy import arguments as argument_text
 from web import arguments, frame, visible, words
-from web.pages.telling import Teller, reviewer_of
+from web.pages.telling import Teller, again, reviewer_of
 
 router = APIRouter(prefix="/requests")
 LENGTHS = tuple(timedelta(hours=hours) for hours in (1, 8, 24, 7 * 24, 30 * 24))
@@ -146,6 +146,7 @@ async def _page(
         ends=_ends(frame.now(request), values.until),
         scopes=_scopes(view),
         problem=tell.refusal(problem),
+        again=again(request, view),
         coverage=coverage,
     )
 

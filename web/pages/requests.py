@@ -18,7 +18,7 @@ from gateway.approvals import lifecycle, reading, review
 from gateway.approvals.reading import Query
 from gateway.approvals.review import Reviewer, Submission
 from gateway.approvals.views import ApprovalView, ReviewView
-from gateway.errors import Conflict, Refused
+from gateway.errors import Conflict, NotAllowed, Refused
 from gateway.identity import delegations
 from gateway.identity.login import Principal
 from gateway.identity.roles import Permission
@@ -95,6 +95,7 @@ async def show(request: Request, approval_id: str, reader: Looking) -> Response:
         definition=definition,
         definition_signs=tell.hazards(definition),
         beside=await tools.beside(frame.web(request).services, view),
+        again=telling.again(request, view),
         check=await checks.decision(frame.web(request).services, view),
     )
 
@@ -146,11 +147,15 @@ async def withdraw(request: Request, approval_id: str, reader: Deciding) -> Resp
 
 async def _review(
     request: Request, reviewer: Reviewer, submission: Submission
-) -> Conflict | Refused | None:
+) -> Conflict | Refused | NotAllowed | None:
     context = frame.web(request).services.approvals
     try:
         await review.review(context, reviewer, submission, now=frame.now(request))
     except (Conflict, Refused) as problem:
+        return problem
+    except NotAllowed as problem:
+        if problem.code != "step_up_needed":
+            raise
         return problem
     return None
 
@@ -194,7 +199,7 @@ async def _form(
     view: ApprovalView,
     verdict: str,
     values: ReviewForm | None = None,
-    problem: Refused | None = None,
+    problem: Refused | NotAllowed | None = None,
 ) -> Response:
     tell = await _teller(request)
     return await frame.page(
@@ -204,7 +209,8 @@ async def _form(
         **_facts(view, tell),
         verdict=verdict,
         values=values,
-        problem=tell.problem(problem),
+        again=telling.again(request, view),
+        problem=tell.problem(problem) if isinstance(problem, Refused) else tell.refusal(problem),
     )
 
 

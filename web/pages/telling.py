@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from markupsafe import Markup
+from starlette.requests import Request
 
 from gateway.approvals import lifecycle
 from gateway.approvals.case import Reviewer
@@ -21,7 +23,7 @@ from gateway.identity.login import Principal
 from gateway.identity.roles import Permission, allowed
 from gateway.policy.risk import RiskSignal
 from gateway.registry.directory import ServerView
-from web import arguments, visible, words
+from web import arguments, frame, visible, words
 from web.formats import seen
 from web.rendering import Interface, Renderer
 from web.translation import N_
@@ -44,6 +46,13 @@ class Outcome:
     icon: str
     title: str
     next: Markup
+
+
+@dataclass(frozen=True)
+class Again:
+    """A fresh sign-in is needed; `link` leads to it where an identity provider can give one."""
+
+    link: str | None
 
 
 @dataclass(frozen=True)
@@ -270,10 +279,29 @@ def _reached(view: ApprovalView) -> str:
     return words.outcome_of(view.state, view.execution, view.arguments_match)
 
 
+def again(request: Request, view: ApprovalView) -> Again | None:
+    """That who looks has to sign in again before deciding, where the rule asks for it."""
+    services = frame.web(request).services
+    reader: Principal = request.state.principal
+    at = reader.authenticated_at
+    fresh = at is not None and frame.now(request) - services.settings.step_up <= at
+    if not view.step_up or fresh:
+        return None
+    back = urlencode({"again": "true", "next": f"/requests/{view.id}"})
+    elsewhere = services.sign_in is not None and reader.auth == "oidc"
+    return Again(f"/sign-in/provider?{back}" if elsewhere else None)
+
+
 def reviewer_of(reader: Principal) -> Reviewer:
     """Who is looking, as somebody who decides over the pages."""
     return Reviewer(
-        reader.user_id, reader.email, reader.roles, reader.groups, channel="web", auth=reader.auth
+        reader.user_id,
+        reader.email,
+        reader.roles,
+        reader.groups,
+        channel="web",
+        auth=reader.auth,
+        authenticated_at=reader.authenticated_at,
     )
 
 
