@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import create_engine
 
 from gateway.store.database import Database, open_database
 from gateway.store.tables import metadata
 from tests.support.clock import FakeClock
 from tests.support.postgres import PostgresServer, running_postgres
+
+
+@pytest.fixture(autouse=True)
+def log_of_its_own() -> Iterator[None]:
+    """Who sets up the log in a test writes to what is captured of that test: nobody does later,
+    when it is closed, and a line that cannot be written is an error of whatever said it.
+    """
+    yield
+    structlog.reset_defaults()
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    for handler in [*root.handlers]:
+        if type(handler) is logging.StreamHandler:  # those of pytest are of other types
+            root.removeHandler(handler)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from gateway.policy.difference import step
 from web.arguments import MAX_DEPTH, Line, Token, inside, mark, quoted
 from web.visible import Segment, segments
 
@@ -249,4 +250,4 @@ def _text(value: object) -> str:
 
 
 def _pointer(path: _Path) -> str:
-    return "".join("/" + name.replace("~", "~0").replace("/", "~1") for name in path)
+    return "".join(map(step, path))

@@ -17,6 +17,7 @@ import orjson
 
 from gateway.errors import Refused
 from gateway.policy import arguments as argument_text
+from gateway.policy.difference import step
 
 EXACT, FIELDS, TOOL = "exact", "fields", "tool"
 KINDS = (EXACT, FIELDS, TOOL)
@@ -160,7 +161,7 @@ def _leaves(value: Any, path: str) -> list[str]:
             return [
                 leaf
                 for name, member in value.items()
-                for leaf in _leaves(member, f"{path}/{_escaped(name)}")
+                for leaf in _leaves(member, path + step(name))
             ]
         case list() if value:
             return [
@@ -170,7 +171,3 @@ def _leaves(value: Any, path: str) -> list[str]:
             ]
         case _:
             return [path] if path else []
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")

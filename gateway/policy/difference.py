@@ -40,6 +40,11 @@ def difference(before: Any, after: Any) -> tuple[Change, ...]:
     return tuple(found)
 
 
+def step(name: str) -> str:
+    """One step of a JSON pointer (RFC 6901 §3), with its slash."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")
+
+
 def _walk(before: Any, after: Any, path: str, depth: int) -> Iterator[Change]:
     if isinstance(before, Mapping) and isinstance(after, Mapping) and depth < _DEEPEST:
         yield from _members(before, after, path, depth)
@@ -54,7 +59,7 @@ def _members(
     before: Mapping[Any, Any], after: Mapping[Any, Any], path: str, depth: int
 ) -> Iterator[Change]:
     for name in sorted({*before, *after}):
-        inner = f"{path}/{_escaped(str(name))}"
+        inner = path + step(str(name))
         if name not in before:
             yield Change(inner, "added", None, after[name])
         elif name not in after:
@@ -70,7 +75,3 @@ def _same(before: Any, after: Any) -> bool:
 
 def _written(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")

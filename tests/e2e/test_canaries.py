@@ -60,13 +60,13 @@ async def test_S_01_to_S_18_fifty_secrets_stay_in_their_stores(
         waiting = await crashed(garden)
         await read(garden, waiting)
         if not SHORT:
-            commands(garden)
+            await commands(garden)
         for path in sorted((tmp_path / "data").iterdir()):  # with its journal, while it is open
             garden.answers.append((f"{path.name}, in use", path.read_bytes()))
         assert garden.process is not None
         garden.process.stop()
         if not SHORT:
-            exported(garden)
+            await exported(garden)
         dumped = await rows(garden, server)
     assert SHORT or garden.mirror.shown > 60
     assert garden.search(tmp_path / "data", tmp_path / "export") == []
@@ -280,29 +280,29 @@ async def read(garden: Garden, approval_id: str) -> None:
     await asyncio.gather(*garden.unfinished)
 
 
-def commands(garden: Garden) -> None:
+async def commands(garden: Garden) -> None:
     """What commands say, also of what is wrong."""
     wrong = garden.folder / "wrong.yaml"
     url = "https://x.example/mcp"
     wrong.write_text(
         f"servers: [{{label: x, url: '{url}', credential: {{from: '{PASTED}', x: '{PASTED}'}}}}]"
     )
-    assert garden.run("apply", str(wrong)) == 1
-    assert garden.run("credentials", "set", "s2", stdin=PASTED + "\nX: y\n") == 1
-    assert garden.run("servers", "add", "y", url, "--credential", PASTED) == 1
-    garden.run("doctor")
+    assert await garden.run("apply", str(wrong)) == 1
+    assert await garden.run("credentials", "set", "s2", stdin=PASTED + "\nX: y\n") == 1
+    assert await garden.run("servers", "add", "y", url, "--credential", PASTED) == 1
+    await garden.run("doctor")
     for command in (("servers", "list"), ("credentials", "list"), ("requests", "list")):
-        assert garden.run(*command, "--json") == 0
+        assert await garden.run(*command, "--json") == 0
     azure = garden.environ["GATEPASS_UPSTREAM_URL"]
     garden.environ["GATEPASS_UPSTREAM_URL"] = azure.replace("http:", "https:")  # TLS fails
-    garden.run("doctor", "--json")
+    await garden.run("doctor", "--json")
     garden.environ["GATEPASS_UPSTREAM_URL"] = azure
 
 
-def exported(garden: Garden) -> None:
+async def exported(garden: Garden) -> None:
     """The evidence folder, payloads and all, as files and packed."""
     out = garden.folder / "export"
-    assert garden.run("audit", "export", "--payloads", "--out", str(out)) == 0
+    assert await garden.run("audit", "export", "--payloads", "--out", str(out)) == 0
     with zipfile.ZipFile(out / "all.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         for path in sorted(out.rglob("*.json")):
             packed.write(path)

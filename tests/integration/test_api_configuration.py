@@ -6,7 +6,6 @@ import pytest
 
 from gateway.demo.runner import serve
 from gateway.registry import tools, unknown
-from gateway.store.tables import Server
 from tests.support import mcp_servers
 from tests.support.house import CallWanted, Somebody, held_call
 
@@ -283,19 +282,7 @@ async def test_a_wrong_rule_is_named(client, adm: Somebody) -> None:
     assert "colour" in answer.json()["detail"]
 
 
-async def listed(services, clock, *names: str) -> None:
-    """The server of `held_call` lists these tools."""
-    now, url = clock(), "https://mcp.example/mcp"
-    async with services.db.transaction() as session:
-        session.add(Server(id="srv_1", label="wiki", url=url, created_at=now, changed_at=now))
-    definitions = [{"name": name} for name in names]
-    await tools.observe(services.ledger, "srv_1", definitions, now=now)
-
-
-async def test_rules_are_tried_on_past_calls(
-    client, adm: Somebody, approvals, services, clock
-) -> None:
-    await listed(services, clock, "get_page", "delete_page", "ask")
+async def test_rules_are_tried_on_past_calls(client, adm: Somebody, approvals, clock) -> None:
     for tool in ("get_page", "delete_page", "ask"):
         await held_call(approvals, clock, CallWanted(tool=tool))
         clock.advance(1)
@@ -377,10 +364,7 @@ async def test_versions_are_compared_and_put_in_shadow(
     assert again.status_code == 404
 
 
-async def test_a_version_is_tried_by_its_number(
-    client, adm: Somebody, approvals, services, clock
-) -> None:
-    await listed(services, clock, "get_page")
+async def test_a_version_is_tried_by_its_number(client, adm: Somebody, approvals, clock) -> None:
     await held_call(approvals, clock, CallWanted(tool="get_page"))
     await _post(client, adm, "/policies", {"rules": [ALLOW], "activate": False})
     answer = await _post(client, adm, "/policies/simulate", {"number": 1, "since": "2026-01-01"})

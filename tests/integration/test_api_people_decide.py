@@ -8,23 +8,11 @@ import httpx2
 
 from gateway.approvals.review import Approvals
 from gateway.services import Services
-from gateway.store.tables import Server
 from tests.support.clock import FakeClock
 from tests.support.house import CallWanted, Somebody, held_call, somebody
 
 
 async def held(approvals: Approvals, clock: FakeClock) -> str:
-    async with approvals.db.transaction() as session:
-        if await session.get(Server, "srv_1") is None:
-            session.add(
-                Server(
-                    id="srv_1",
-                    label="wiki",
-                    url="https://mcp.example/mcp",
-                    created_at=clock(),
-                    changed_at=clock(),
-                )
-            )
     return await held_call(approvals, clock, CallWanted())
 
 

@@ -26,7 +26,6 @@ from gateway.demo.mcp_server import McpSettings, create_mcp_server
 from gateway.demo.runner import serve
 from gateway.identity import people
 from gateway.registry import servers, tools
-from gateway.store.tables import Server
 from gateway.telemetry import utc_now
 from tests.support.house import CallWanted, held_call
 from tests.support.ports import free_port
@@ -69,16 +68,6 @@ class Host:
         async def remember() -> str:
             async with opened(Settings(data_dir=self.data)) as house:
                 user, now = await people.read(house.db, email), utc_now()
-                async with house.db.transaction() as session:
-                    session.add(
-                        Server(
-                            id="srv_1",
-                            label="wiki",
-                            url="https://mcp.example/mcp",
-                            created_at=now,
-                            changed_at=now,
-                        )
-                    )
                 roles = frozenset(user.roles)
                 who = Reviewer(user.id, user.email, roles, frozenset(), "web", "session")
                 wanted = Terms("exact", "app", now + timedelta(hours=1))

@@ -21,13 +21,13 @@ from gateway.registry.directory import View
 from gateway.store.database import Database
 from gateway.store.envelope import Envelope
 from gateway.store.oauth import OAuthClient
-from gateway.store.references import SecretRef
 from gateway.telemetry import configure_logging
 from gateway.vault import Clients, Purpose, Secret, Vault, open_vault, token_server
 from tests.support.clock import FakeClock
+from tests.support.credentials import bound
 from tests.support.oauth import CLIENT, EXCHANGE, SECRET, TokenServer, elsewhere, user_token
 
-REF = SecretRef("oauth", "crm", scope="srv_1 https://crm.example/mcp")
+REF = bound("oauth:crm")
 USUAL, FRESH = Purpose(fresh=False), Purpose()
 
 
@@ -136,12 +136,18 @@ async def test_another_definition_of_the_client_has_other_tokens(
     assert (await house.open()).reveal() != first.reveal()
 
 
+async def asked(tokens: TokenServer) -> None:
+    """Wait until the server has been asked; fails when nobody does."""
+    async with asyncio.timeout(30):
+        while not tokens.asked:
+            await asyncio.sleep(0)
+
+
 async def test_fifty_who_wait_cause_one_request(house: House, tokens: TokenServer) -> None:
     tokens.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         waiting = [group.create_task(house.open()) for _ in range(50)]
-        while not tokens.asked:
-            await asyncio.sleep(0)
+        await asked(tokens)
         tokens.gate.set()
     assert len({task.result().reveal() for task in waiting}) == 1
     assert len(tokens.asked) == 1
@@ -150,8 +156,7 @@ async def test_fifty_who_wait_cause_one_request(house: House, tokens: TokenServe
 async def test_fifty_who_wait_share_one_failure(house: House, tokens: TokenServer) -> None:
     tokens.gate, tokens.secret = asyncio.Event(), "another"
     waiting = [asyncio.ensure_future(house.refused()) for _ in range(50)]
-    while not tokens.asked:
-        await asyncio.sleep(0)
+    await asked(tokens)
     tokens.gate.set()
     failures = await asyncio.gather(*waiting)
     assert {error.code for error in failures} == {"token_refused"}
@@ -164,8 +169,7 @@ async def test_whoever_gives_up_waiting_takes_the_others_nothing(
     tokens.gate = asyncio.Event()
     first = asyncio.ensure_future(house.open())
     others = [asyncio.ensure_future(house.open()) for _ in range(3)]
-    while not tokens.asked:
-        await asyncio.sleep(0)
+    await asked(tokens)
     others.pop().cancel()
     first.cancel()  # it was asking for the others, too
     tokens.gate.set()
@@ -263,7 +267,7 @@ async def test_a_failed_renewal_gives_nothing_from_memory(
 
 async def test_a_client_that_is_not_registered_any_more(house: House) -> None:
     with pytest.raises(Unavailable) as caught:
-        await house.vault.open(SecretRef("oauth", "other"))
+        await house.vault.open(bound("oauth:other"))
     assert caught.value.code == "oauth_client_unknown"
 
 
@@ -379,16 +383,12 @@ async def test_a_pod_proves_itself_by_its_service_account(
 async def test_S_18_no_log_at_any_level_holds_a_secret(
     house: House, tokens: TokenServer, clock: FakeClock, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    loud = logging.root.level
     configure_logging("debug")
-    try:
-        await house.open()
-        tokens.fails = answer(401, {"error": "invalid_client"})
-        house.become(grant="token_exchange", client_auth="post")
-        await house.refused(on_behalf(user_token("canary", clock().timestamp() + 600)))
-        logging.getLogger("gatepass.test").debug("that anything is logged at all")
-    finally:
-        logging.basicConfig(level=loud, force=True)
+    await house.open()
+    tokens.fails = answer(401, {"error": "invalid_client"})
+    house.become(grant="token_exchange", client_auth="post")
+    await house.refused(on_behalf(user_token("canary", clock().timestamp() + 600)))
+    logging.getLogger("gatepass.test").debug("that anything is logged at all")
     written = "".join(capfd.readouterr())
     assert "anything is logged" in written
     assert "canary" not in written

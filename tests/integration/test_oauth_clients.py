@@ -70,7 +70,9 @@ async def test_files_make_clients_before_the_servers_that_use_them(
     done = await apply(ledger, declared, by)
     assert done.warnings == ()
     assert not (await apply(ledger, declared, by)).applied
-    assert await kinds(db) == ["oauth_client.registered", "server.registered", "config.applied"]
+    assert await kinds(db) == [
+        "oauth_client.registered", "server.registered", "credential.bound", "config.applied",
+    ]  # fmt: skip
     directory = Directory(db)
     await directory.reload()
     (server,) = directory.view.servers.values()

@@ -64,7 +64,9 @@ class House:
     async def register(self, url: str, **changes: Any) -> str:
         options = {"allow_private_network": True, "credential": CREDENTIAL, **changes}
         settings = ServerSettings("bank", url, **options)
-        entry = await servers.register(self.ledger, settings, actor=ADMIN, now=self.clock())
+        entry = await servers.register(
+            self.ledger, settings, actor=ADMIN, now=self.clock(), binds="session"
+        )
         return entry.id
 
     async def probe(self, url: str, **changes: Any) -> Report:

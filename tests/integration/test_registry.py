@@ -448,7 +448,12 @@ async def test_groups(ledger: Ledger, db: Database, who: dict[str, Any]) -> None
 
 # --- tool definitions -----------------------------------------------------------------------
 
-SEND = {"name": "send", "description": "Sends mail", "input_schema": {"type": "object"}}
+SEND = {
+    "name": "send",
+    "description": "Sends mail",
+    "input_schema": {"type": "object"},
+    "annotations": {"read_only": False},
+}
 EVIL = {**SEND, "description": "Sends mail to everyone"}
 
 

@@ -259,7 +259,7 @@ async def test_files_are_followed_when_an_orchestrator_swaps_their_folder(
 
     publish("..1", "first!\n")
     (tmp_path / "token").symlink_to("..data/token")
-    ref, opener = SecretRef.parse(f"file:{tmp_path}/token"), vault(sqlite, envelope)
+    ref, opener = bound(f"file:{tmp_path}/token"), vault(sqlite, envelope)
     assert (await opener.open(ref)).reveal() == "first!"
     publish("..2", "second\n")
     shutil.rmtree(tmp_path / "..1")
@@ -281,7 +281,7 @@ async def test_a_file_that_is_swapped_while_it_is_looked_up_is_found(
 
     monkeypatch.setattr(Path, "resolve", late)
     opener = vault(sqlite, envelope)
-    assert (await opener.open(SecretRef.parse(f"file:{file}"))).reveal() == VALUE
+    assert (await opener.open(bound(f"file:{file}"))).reveal() == VALUE
     assert gone
 
 

@@ -112,9 +112,10 @@ class Garden:
         """A server as an app names it."""
         return {"type": "mcp", "server_label": label, "server_url": self.labels[label]}
 
-    def run(self, *command: str, stdin: str = "") -> int:
+    async def run(self, *command: str, stdin: str = "") -> int:
         """A command of the host; what it writes is kept."""
-        done = subprocess.run(
+        done = await asyncio.to_thread(  # what it visits lives in this loop
+            subprocess.run,
             [sys.executable, "-m", "tests.support.unguarded", *command],
             env={**os.environ, **self.environ},
             input=stdin.encode(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import httpx2
 
@@ -18,11 +18,14 @@ from gateway.exchange.messages import Call, ServerFacts
 from gateway.identity import login, people
 from gateway.identity.people import NewUser, UserView
 from gateway.policy.rules import Policy
-from gateway.store.tables import App
+from gateway.registry import tools
+from gateway.store.tables import App, Server
+from gateway.telemetry import Clock
 from tests.support.clock import FakeClock
 
 HOST = Actor("operator", "host", "host")
 ORIGIN = "http://127.0.0.1:8080"
+WIKI = ServerFacts("srv_1", "wiki", "https://mcp.example/mcp")
 
 
 @dataclass(frozen=True)
@@ -66,21 +69,31 @@ class CallWanted:
     tool: str = "ask"
     arguments: str = '{"q": "x"}'
     app: str = "check"
-    server: str = "wiki"
 
 
-async def held_call(approvals: Approvals, clock: FakeClock, wanted: CallWanted) -> str:
+async def held_call(approvals: Approvals, clock: Clock, wanted: CallWanted) -> str:
     """Put one call before reviewers, as the proxy does; returns the approval request's id."""
     now = clock()
     app_id = f"app_{wanted.app}"
     async with approvals.db.transaction() as session:
         if await session.get(App, app_id) is None:
             session.add(App(id=app_id, name=wanted.app, created_at=now))
-    opening = Opening(app_id, wanted.app, "m", None, False, False, True, (wanted.server,), (), "")
+    await _listed(approvals, wanted.tool, now)
+    opening = Opening(app_id, wanted.app, "m", None, False, False, True, (WIKI.label,), (), "")
     kept = await exchanges.open_exchange(approvals, opening, now=now)
-    call = Call("mcpr_1", wanted.server, wanted.tool, wanted.arguments, 0)
-    server = ServerFacts("srv_1", wanted.server, "https://mcp.example/mcp", None)
-    ended = Round(kept, [call], {wanted.server: server}, {}, None)
+    call = Call("mcpr_1", WIKI.label, wanted.tool, wanted.arguments, 0)
+    ended = Round(kept, [call], {WIKI.label: WIKI}, {}, None)
     rules = Rules(Policy(), Policy().digest, {}, timedelta(hours=1))
     [opened], _ = await open_hold(approvals, ended, rules, now=now)
     return opened.approval_id
+
+
+async def _listed(approvals: Approvals, tool: str, now: datetime) -> None:
+    """The server is registered, and lists the tool, as its list comes before any call."""
+    async with approvals.db.transaction() as session:
+        if await session.get(Server, WIKI.id) is None:
+            session.add(
+                Server(id=WIKI.id, label=WIKI.label, url=WIKI.url, created_at=now, changed_at=now)
+            )
+    # Narrowed to the one tool, so that the next one counts among the first that are seen, too.
+    await tools.observe(approvals.ledger, WIKI.id, [{"name": tool}], now=now, whole=False)
