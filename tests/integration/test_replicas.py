@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text, update
 from sqlmodel import col, select
 
+from gateway.app import create_app
 from gateway.approvals import decisions, exchanges, holding, release, replicas
 from gateway.approvals.exchanges import Ending
 from gateway.approvals.holding import Round, Rules
@@ -20,9 +21,12 @@ from gateway.approvals.kept import Kept, Superseded
 from gateway.approvals.lease import LENGTH, Lease
 from gateway.approvals.replicas import Sought
 from gateway.audit.live import verify_live
+from gateway.config import Settings
 from gateway.exchange.messages import Broken, Call, Forward, Observed, ServerFacts
 from gateway.policy.rules import parse
 from gateway.proxy.azure import Azure, Upstream, Watch, Wire
+from gateway.proxy.keeping import Keeper
+from gateway.store import migration
 from gateway.store.database import Database, open_database
 from gateway.store.tables import ApprovalRequest, Exchange, Replica, ResponseId, metadata
 from gateway.vault import open_vault
@@ -307,6 +311,34 @@ async def test_a_process_that_follows_another_in_its_folder_need_not_wait_for_it
     await after.join()
     await beside.leave()
     assert await after.alone()
+
+
+@pytest.mark.postgres
+async def test_a_process_that_takes_much_up_at_its_start_keeps_its_lease_meanwhile(
+    postgres_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else what it resumes is not sent, for its lease has lapsed, and others take it away again."""
+    taken_up = asyncio.Event()
+
+    async def look(keeper: Keeper) -> None:
+        lease = keeper._tools.lease
+        joined = lease._beaten
+        async with asyncio.timeout(20):
+            while lease._beaten == joined:
+                await asyncio.sleep(0.02)
+        taken_up.set()
+
+    monkeypatch.setattr(Keeper, "look", look)
+    await asyncio.to_thread(migration.upgrade, postgres_database)
+    settings = Settings(
+        data_dir=tmp_path,
+        database_url=postgres_database,
+        master_key_file=tmp_path / "master.key",
+        signing_key_file=tmp_path / "signing.key",
+    )
+    app = create_app(settings, lease=timedelta(seconds=1))
+    async with app.router.lifespan_context(app):
+        assert taken_up.is_set()
 
 
 async def test_on_sqlite_everything_of_the_process_before_is_free(
