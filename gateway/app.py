@@ -226,12 +226,14 @@ async def _running(
             )
             if not ledger.done():
                 await lease.join()
+                # It must not lapse while everything is taken up, however much that is.
+                others.append(group.create_task(lease.run(), name="lease"))
                 # Before the first request: what nobody drives now is not of this process.
                 await keeper.look()
             gathering = Gathering(services.approvals, azure, services.clock)
             others += [
                 group.create_task(job.run(), name=type(job).__name__)
-                for job in (lease, keeper, Jobs(services), gathering, azure.sign_in)
+                for job in (keeper, Jobs(services), gathering, azure.sign_in)
             ]
             try:
                 yield

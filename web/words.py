@@ -115,6 +115,11 @@ OUTCOMES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             N_("Approved, not executed yet"),
             N_("The approval is recorded. The call is released when its round is decided."),
         ),
+        "given up": (
+            "over",
+            N_("Approved, but not sent"),
+            N_("The app's request ended before the call was sent. It will not be sent any more."),
+        ),
         "approved sending": (
             "waiting",
             N_("Approved, being sent"),

@@ -101,6 +101,10 @@ class ApprovalOut(BaseModel):
     reviews: list[ReviewOut]
     decision: DecisionOut | None
     execution: Execution
+    given_up: bool = Field(
+        False,
+        description="Approved, and never to be sent: what asked for it came to nothing before.",
+    )
     settles_at: datetime | None = Field(
         None, description="Approved then, unless somebody takes a review back."
     )

@@ -47,6 +47,9 @@ class LeftOpen:
     answer: Answer | None
 
 
+#: Ends of an exchange that was told to come to nothing: nothing of it is sent afterwards.
+_NOTHING = frozenset({"failed", "cancelled"})
+
 # Built once: making a statement costs more than running it.
 _columns: Any = select
 _requested: Any = aliased(AuditRecord)
@@ -55,6 +58,7 @@ _ONE: Any = (
     _columns(
         ApprovalRequest,
         col(Exchange.data_key),
+        col(Exchange.state),
         col(Exchange.thread),
         col(App.owner),
         _requested.index,
@@ -118,13 +122,14 @@ async def read(db: Database, envelope: Envelope, approval_id: str) -> ApprovalVi
         first = found.first()
         if first is None:
             raise NotFound(f"There is no approval request {approval_id}.")
-        row, data_key, thread, owner, *indexes = first
+        row, data_key, state, thread, owner, *indexes = first
         reviews = await _reviews(session, [approval_id])
         evidence = await _evidence(session, [row])
+        over = await _given_up(session, row, {row.exchange_id: state})
     opener = Opener(envelope, row.exchange_id, data_key)
     places = views.RecordIndexes(*indexes)
     view = _view(row, opener, reviews, owner, places, evidence.get(row.id, ()))
-    return replace(view, thread=thread)
+    return replace(view, thread=thread, given_up=over)
 
 
 async def of_exchange(
@@ -206,7 +211,7 @@ async def left_open(db: Database, envelope: Envelope, exchange_id: str) -> list[
         answer = lifecycle.answer(row.state, opener.text(f"reason:{row.id}", row.reason))
         if answer is not None and answer.approve and row.execution != "not_sent":
             answer = Answer(approve=False, reason="This call has already been carried out.")
-        elif exchange.state in {"failed", "cancelled"}:
+        elif exchange.state in _NOTHING:
             # The app was told that it came to nothing: going on must not carry it out after all.
             answer = Answer(approve=False, reason="The request for this call failed.")
         payload = opener.payload(row)
@@ -253,15 +258,14 @@ async def _views(
         return []
     ids = [row.id for row in rows]
     reviews = await _reviews(session, ids)
-    keys = dict(
-        (
-            await session.exec(
-                select(Exchange.id, Exchange.data_key).where(
-                    col(Exchange.id).in_({row.exchange_id for row in rows})
-                )
-            )
-        ).all()
+    found = await session.exec(
+        select(Exchange.id, Exchange.data_key, Exchange.state).where(
+            col(Exchange.id).in_({row.exchange_id for row in rows})
+        )
     )
+    exchanges = found.all()
+    keys = {name: data_key for name, data_key, _ in exchanges}
+    states = {name: state for name, _, state in exchanges}
     owners = dict(
         (
             await session.exec(
@@ -279,19 +283,36 @@ async def _views(
         ).all()
     )
     evidence = await _evidence(session, rows)
+    over = {row.id for row in rows if await _given_up(session, row, states)}
     return [
-        _view(
-            row,
-            Opener(envelope, row.exchange_id, keys.get(row.exchange_id)),
-            [(review, counts) for review, counts in reviews if review.approval_id == row.id],
-            owners.get(row.app_id),
-            views.RecordIndexes(
-                indexes.get(row.record_id), indexes.get(row.decision_record_id or "")
+        replace(
+            _view(
+                row,
+                Opener(envelope, row.exchange_id, keys.get(row.exchange_id)),
+                [(review, counts) for review, counts in reviews if review.approval_id == row.id],
+                owners.get(row.app_id),
+                views.RecordIndexes(
+                    indexes.get(row.record_id), indexes.get(row.decision_record_id or "")
+                ),
+                evidence.get(row.id, ()),
             ),
-            evidence.get(row.id, ()),
+            given_up=row.id in over,
         )
         for row in rows
     ]
+
+
+async def _given_up(session: AsyncSession, row: ApprovalRequest, states: dict[str, str]) -> bool:
+    """Whether it was approved, and will never be sent: the exchange that asked for the call came to
+    nothing. `states` are those of exchanges, as far as they are known.
+    """
+    approved = row.state == lifecycle.APPROVED and row.execution == "not_sent"
+    if not approved or row.superseded_by is not None:
+        return False
+    name = await asked_in(session, row)
+    if name not in states:
+        states[name] = (await session.get_one(Exchange, name)).state
+    return states[name] in _NOTHING
 
 
 async def _evidence(

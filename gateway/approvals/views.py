@@ -150,6 +150,7 @@ class ApprovalView:
     always_ask: bool = False
     escalation: EscalationView | None = None
     thread: str | None = None  # the conversation it belongs to
+    given_up: bool = False  # approved, and never sent: its exchange came to nothing before
 
     def document(self) -> dict[str, Any]:
         """JSON-ready; times are RFC 3339 in UTC."""

@@ -295,7 +295,7 @@ def _print(view: ApprovalView) -> None:
             ("deadline", view.deadline),
             ("rule", view.rule or "no rule matched: held by default"),
             ("reviews", f"{_reviews(view)} approving"),
-            ("execution", view.execution),
+            ("execution", view.execution + (", given up" if view.given_up else "")),
             ("id", view.id),
             ("digest", view.digest),
             ("settles", view.settles_at),

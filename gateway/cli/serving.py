@@ -6,19 +6,28 @@ stopped must not. Failures become one sentence, never a traceback.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import signal
 import socket
 
+import orjson
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import Gatepass
 from gateway.cli.connection import Connection
 from gateway.config import Settings
+from gateway.errors import Unavailable
+from gateway.proxy.http import CUT, error_body
 from gateway.proxy.keeping import Keeper
 
 _BACKLOG = 2048
+_STOPPING = Unavailable(
+    "The gateway is stopping. Send it again: what waits is gone on with afterwards.",
+    code="gateway_stopping",
+)
 
 
 def serve(app: Gatepass, settings: Settings) -> Exception | None:
@@ -83,7 +92,12 @@ class _Watched:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
             scope.setdefault("extensions", {})["gatepass.stopping"] = self._stopping
-            await self.app(scope, receive, send)
+            try:
+                await self.app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not self._stopping():
+                    raise
+                await _break_off(scope, send)
             return
 
         async def without_traceback(message: Message) -> None:
@@ -101,6 +115,25 @@ class _Watched:
     def _stopping(self) -> bool:
         """Whether the server is on its way out: streams that never end by themselves ask."""
         return self.server is not None and self.server.should_exit
+
+
+async def _break_off(scope: Scope, send: Send) -> None:
+    """The time for open answers is over. One that has not begun says so; of one that has, nobody
+    is to take what was sent for the whole.
+    """
+    body = orjson.dumps(error_body(_STOPPING))
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        "x-should-retry": "true",
+    }
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    with contextlib.suppress(RuntimeError):  # it has begun
+        await send({"type": "http.response.start", "status": _STOPPING.status, "headers": raw})
+        await send({"type": "http.response.body", "body": body})
+        return
+    scope["state"][CUT]()
 
 
 def _innermost(error: Exception) -> Exception:

@@ -22,6 +22,7 @@ from gateway.approvals.standing import Fallen, Waits
 from gateway.errors import GatepassError
 from gateway.exchange.machine import Exchange
 from gateway.exchange.messages import (
+    Answer,
     Broken,
     Call,
     Cancelled,
@@ -47,6 +48,7 @@ from gateway.telemetry import failure, holds_open, log
 
 _LATER = 5.0  # seconds until an end that could not be recorded is tried again
 _GLANCE = 1.0  # seconds between looks at whether a pause is over
+_GONE = "The app's connection was gone for too long."
 
 
 class Driver:
@@ -224,7 +226,9 @@ class Driver:
         with self._held():
             while waits.pause in tools.directory.view.pauses and tools.clock() < waits.until:
                 await self._still_ours()
-                if (reason := await self._unwanted(told=True)) is not None:
+                if self._deserted():
+                    return _GONE
+                if (reason := await self._withdrawn()) is not None:
                     return reason
                 await self._pause([], most=_GLANCE)
         return None
@@ -313,11 +317,10 @@ class Driver:
                 for name, answer in self._exchange.answers.items()
                 if answer is None
             ]
-            given = await reading.answers(self._context.db, self._context.envelope, waiting)
+            given = await self._given(waiting)
             await self._still_ours()
-            if (reason := await self._unwanted(told=bool(given))) is not None:
-                # Before the answers: a call that was withdrawn reads as denied.
-                await self._cancel_requests()
+            # Before the answers: a call that was withdrawn reads as denied.
+            if (reason := await self._given_up(waiting, given)) is not None:
                 return await self._carry_out(self._exchange.receive(Cancelled(reason)))
             for approval_id, answer in given.items():
                 turn = await self._feed(Decided(request_ids[approval_id], answer))
@@ -325,6 +328,24 @@ class Driver:
                     return turn
             if not given:
                 await self._pause([name for name in waiting if name not in given])
+
+    async def _given(self, waiting: Sequence[str]) -> dict[str, Answer]:
+        return await reading.answers(self._context.db, self._context.envelope, waiting)
+
+    async def _given_up(self, waiting: Sequence[str], given: Mapping[str, Answer]) -> str | None:
+        """Why nobody wants the answer any more; what people have not decided is withdrawn then.
+
+        Whether they were in time, the database decides: what was decided is carried out, even if
+        the grace was over when this process looked.
+        """
+        reason = await self._withdrawn() if given else self._cancel
+        if reason is not None:
+            await self._cancel_requests()
+            return reason
+        if len(given) == len(waiting) or not self._deserted():
+            return None
+        withdrawn = await self._cancel_requests()
+        return _GONE if withdrawn or len(await self._given(waiting)) < len(waiting) else None
 
     async def _pause(self, approval_ids: list[str], most: float = math.inf) -> None:
         """Until something was decided, a sign of life is due, or nobody came back in time."""
@@ -357,20 +378,18 @@ class Driver:
         if self._tools.lease.leaving or self._live.lost:
             raise claimed(self._kept)
 
-    async def _unwanted(self, *, told: bool) -> str | None:
-        """Why it is to be given up. `told`: something was decided, maybe by a withdrawal."""
+    def _deserted(self) -> bool:
+        """Whether nobody has listened for longer than the grace."""
         gone = self._live.abandoned(asyncio.get_running_loop().time())
-        if gone is not None and gone >= self._tools.grace.total_seconds():
-            return "The app's connection was gone for too long."
-        return await self._withdrawn() if told else self._cancel
+        return gone is not None and gone >= self._tools.grace.total_seconds()
 
     async def _withdrawn(self) -> str | None:
         """Why the app wants no more of it, wherever it has said so."""
         return self._cancel or await replicas.withdrawn(self._context.db, self._kept.id)
 
-    async def _cancel_requests(self) -> None:
+    async def _cancel_requests(self) -> int:
         now = self._tools.clock()
-        await decisions.cancel(self._context, self._kept.id, kept=self._kept, now=now)
+        return await decisions.cancel(self._context, self._kept.id, kept=self._kept, now=now)
 
     # --- the end ----------------------------------------------------------------------------
 

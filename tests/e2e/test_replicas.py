@@ -400,6 +400,24 @@ async def test_a_clean_stop_hands_over_at_once(house: House):
     await one_effect(house, request["id"])
 
 
+async def test_the_stop_of_the_only_replica_tells_who_waits_to_come_again(
+    postgres_server: PostgresServer, tmp_path: Path
+):
+    async with opened(postgres_server, tmp_path, count=1) as house:
+        (one,) = house.replicas
+        plain = asyncio.ensure_future(one.raw("POST", RESPONSES, json=one.body()))
+        streaming = Streaming(one, one.body(f"{TRANSFER}!"))
+        await one.pending(2)
+        await streaming.seen("response.mcp_list_tools.completed")
+        assert await asyncio.to_thread(one.own.stop) == 0
+        answer = await plain
+        assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "true")
+        assert answer.json()["error"]["code"] == "gateway_stopping"
+        with pytest.raises(httpx2.RemoteProtocolError):  # no end that looks like one
+            await streaming.task
+        assert "Traceback" not in one.own.log()
+
+
 async def test_a_round_that_is_being_sent_is_finished_before_the_stop(
     postgres_server: PostgresServer, tmp_path: Path
 ):

@@ -13,6 +13,7 @@ import httpx2
 import openai
 import pytest
 
+from gateway.approvals import decisions
 from tests.support.attempts import RESPONSES, add_app, error_of
 from tests.support.demo import TRANSFER
 from tests.support.gateway import MODEL, Gateway, http, open_gateway
@@ -340,6 +341,56 @@ async def test_P_29_a_lost_connection_cancels_the_hold_after_a_while(tmp_path, s
             while not (finished := await gateway.records("exchange.finished")):
                 await asyncio.sleep(0.05)
         assert [entry["outcome"] for entry in finished] == ["cancelled"]
+
+
+async def test_P_29_an_approval_in_the_last_moment_of_the_grace_is_carried_out_not_lost(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is acknowledged after the gateway has looked, and before it withdraws what is held."""
+    cancel, acknowledged = decisions.cancel, asyncio.Event()
+
+    async with opened(tmp_path, disconnect_grace="300ms") as gateway:
+        wire = Wire(gateway, PYTHON)
+        [request] = await gateway.pending()
+
+        async def late(*args: Any, **named: Any) -> int:
+            if not acknowledged.is_set():
+                assert (await gateway.review(request)).status_code == 201
+                acknowledged.set()
+            return await cancel(*args, **named)
+
+        monkeypatch.setattr(decisions, "cancel", late)
+        await wire.gone()
+        async with asyncio.timeout(20):
+            await acknowledged.wait()
+            while not (finished := await gateway.records("exchange.finished")):
+                await asyncio.sleep(0.05)
+        assert [entry["outcome"] for entry in finished] == ["completed"]
+        assert (await gateway.request(request["id"]))["execution"] == "executed"
+        assert len(await gateway.effects()) == 1
+
+
+async def test_P_29_what_was_approved_for_a_round_that_is_given_up_is_said_not_to_be_sent(tmp_path):
+    two = " and ".join(
+        f'call transfer {{"amount": {amount}, "currency": "EUR", "to_account": "0815"}}'
+        for amount in (5, 6)
+    )
+    async with opened(tmp_path, disconnect_grace="2s") as gateway:
+        wire = Wire(gateway, PYTHON, input=two)
+        first, second = await gateway.pending(2)
+        assert (await gateway.review(first)).status_code == 201
+        waiting = await gateway.request(first["id"])
+        assert (waiting["execution"], waiting["given_up"]) == ("not_sent", False)
+        await wire.gone()
+        await state(gateway, second["id"], "cancelled")
+        async with asyncio.timeout(20):
+            while not await gateway.records("exchange.finished"):
+                await asyncio.sleep(0.05)
+        over = await gateway.request(first["id"])
+        assert (over["state"], over["execution"]) == ("approved", "not_sent")
+        assert over["given_up"]
+        assert not (await gateway.request(second["id"]))["given_up"]
+        assert await gateway.effects() == []
 
 
 async def state(gateway: Gateway, approval_id: str, wanted: str) -> None:

@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import text
 
+from gateway.approvals import exchanges, reading
+from gateway.approvals.exchanges import Ending
+from gateway.approvals.reading import Query
 from gateway.audit.ledger import Ledger
 from gateway.store.database import Database
 from tests.support.clock import FakeClock
@@ -134,6 +137,23 @@ async def test_an_approval_goes_back_to_the_record_of_it(played: Stage, clock: F
     text = (await ann.get(f"/requests/{approval}")).text
     assert "Executed 1.2 sec after the decision." in text
     assert "byte for byte" in text
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled"])
+async def test_what_is_never_sent_any_more_says_so(played: Stage, outcome: str) -> None:
+    """A response that was handed over with the call in it may be gone on with; no other one."""
+    approval = await played.ask()
+    await played.decide(approval, "approve")
+    ending = Ending(outcome, 1, None)
+    await exchanges.finish(played.approvals, played.kept[approval], ending, now=played.clock())
+    given_up = outcome != "completed"
+    ann = await played.signed_in("ann@example.org", "viewer")
+    text = (await ann.get(f"/requests/{approval}")).text
+    assert ("It will not be sent any more." in text) == given_up
+    assert ("Approved, not executed yet" in text) == (not given_up)
+    page = await reading.listing(played.db, played.envelope, query=Query())
+    seen = [await played.read(approval), *page.items]
+    assert [view.given_up for view in seen] == [given_up, given_up]
 
 
 async def test_what_was_executed_otherwise_is_an_alarm(played: Stage) -> None:

@@ -223,6 +223,9 @@ class Teller:
         if view.superseded_by is not None:
             tone, title, _ = words.OUTCOMES["superseded"]
             yield Step(_ICONS[tone], tone, self.say(title))
+        elif view.given_up:
+            tone, title, _ = words.OUTCOMES["given up"]
+            yield Step(_ICONS[tone], tone, self.say(title))
         elif view.settlement is not None:
             tone, title, _ = words.OUTCOMES["approved unknown"]
             yield Step(_ICONS[tone], tone, self.say(title), view.executed_at)
@@ -274,6 +277,8 @@ class Teller:
 def _reached(view: ApprovalView) -> str:
     if view.superseded_by is not None:
         return "superseded"
+    if view.given_up:
+        return "given up"
     if view.settlement is not None:
         return f"settled {view.settlement.outcome}"
     return words.outcome_of(view.state, view.execution, view.arguments_match)
