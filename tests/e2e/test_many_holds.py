@@ -1,6 +1,6 @@
 """Hundreds of holds in one real process: their clients vanish, or the process is stopped.
 
-HOLDS says how many (`make test` takes some hundreds, docs/operations.md tells of 5,000).
+HOLDS says how many; docs/operations.md tells what was seen with 500.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-HOLDS = int(os.environ.get("HOLDS", "500"))
+HOLDS = int(os.environ.get("HOLDS", "100"))
 GRACE = 15 + HOLDS // 20  # seconds: longer than it takes to look at all of them
 DECIDED = 10  # of those whose clients have vanished
 SLACK = 5  # connections of pools, and tasks that come and go
@@ -106,13 +106,7 @@ class House:
         async with asyncio.timeout(PATIENCE):
             while True:
                 requests = await self.requests()
-                if not any(
-                    each["state"] == "pending"
-                    or (
-                        each["state"] == "approved" and each["execution"] in {"not_sent", "sending"}
-                    )
-                    for each in requests
-                ):
+                if not any(map(_open, requests)):
                     return requests
                 await asyncio.sleep(0.5)
 
@@ -134,7 +128,7 @@ class House:
 def _open(request: dict[str, Any]) -> bool:
     """Whether something of it is still to come."""
     if request["state"] == "approved":
-        return request["execution"] in {"not_sent", "sending"}
+        return request["execution"] in {"not_sent", "sending"} and not request["given_up"]
     return bool(request["state"] == "pending")
 
 
