@@ -105,6 +105,17 @@ async def test_a_repeat_that_does_not_say_so_joins_when_nobody_listens_any_more(
     assert (len(await posted(gateway)), len(await gateway.effects())) == (2, 1)
 
 
+async def test_E_07_the_same_body_after_the_end_is_a_new_request(gateway: Gateway):
+    first = Asking(gateway, {})
+    await gateway.decide()
+    answer = (await first.task).json()
+    second = Asking(gateway, {})
+    await gateway.decide()
+    assert (await second.task).json()["id"] != answer["id"]
+    assert len(await gateway.records("approval.requested")) == 2
+    assert len(await gateway.effects()) == 2
+
+
 async def test_P_45_two_honest_twins_stay_two(gateway: Gateway):
     first, second = Asking(gateway, {}), Asking(gateway, {})
     await gateway.decide(count=2)

@@ -64,6 +64,26 @@ async def test_an_export_is_complete_private_and_sound(
     assert (last.kind, last.document["actor"]["ref"]) == ("export.made", "usr_auditor")
 
 
+async def test_C_19_a_torn_tile_is_found_and_made_anew_from_the_leaves(
+    db: Database, clock: FakeClock, tmp_path: Path
+) -> None:
+    """In the database a tile is written with its head or not at all; a file can be cut anywhere."""
+    ledger = make_ledger(db, clock)
+    await told(ledger, clock, stories=60)
+    done = await exported(ledger, clock, tmp_path / "evidence")
+    for number, tile in enumerate(sorted((done.path / "tile").rglob("*"))):
+        if not tile.is_file():
+            continue
+        whole = tile.read_bytes()
+        tile.write_bytes(whole[: len(whole) // 2])
+        assert verify(done.path).exit_code != 0, tile
+        torn = tmp_path / f"anew-{number}"
+        again = await exported(ledger, clock, torn)
+        assert verify(again.path).exit_code == 0
+        tile.write_bytes(whole)
+    assert verify(done.path).exit_code == 0
+
+
 async def test_the_shipped_verifier_runs_alone(
     sqlite: Database, clock: FakeClock, tmp_path: Path
 ) -> None:
