@@ -72,10 +72,14 @@ def configure_logging(level: str) -> None:
 
 
 def _on_stderr(*_: object) -> structlog.PrintLogger:
-    """Wherever nothing is configured: what a command prints for programs stays clean."""
     return structlog.PrintLogger(sys.stderr)
 
 
-structlog.configure(logger_factory=_on_stderr, cache_logger_on_first_use=False)
+def say_on_stderr() -> None:
+    """Where nothing is configured, say things there: what a command prints stays clean."""
+    structlog.configure(logger_factory=_on_stderr, cache_logger_on_first_use=False)
+
+
+say_on_stderr()
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()

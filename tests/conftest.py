@@ -11,6 +11,7 @@ import pytest
 import structlog
 from sqlalchemy import create_engine
 
+from gateway import telemetry
 from gateway.store.database import Database, open_database
 from gateway.store.tables import metadata
 from tests.support.clock import FakeClock
@@ -24,6 +25,7 @@ def log_of_its_own() -> Iterator[None]:
     """
     yield
     structlog.reset_defaults()
+    telemetry.say_on_stderr()
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     for handler in [*root.handlers]:
