@@ -39,8 +39,6 @@ FAULTS = (
         "a claim is compared with nothing",
         (f"{RELEASE}:_claim", 'col(Exchange.state) == "holding",', ""),
         (f"{RELEASE}:_claim", "col(Exchange.fence) == kept.fence,", ""),
-        (f"{RELEASE}:_mark", 'col(ApprovalRequest.execution) == "not_sent",', ""),
-        ("gateway.approvals.standing:approved", 'ApprovalRequest.execution == "not_sent",', ""),
     ),
     fault(
         "a claim does not look at the fence",

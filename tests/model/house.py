@@ -165,6 +165,7 @@ class Nothing:
             pauses={},
             paused=lambda app, server: None,
             servers={"srv_1": server},
+            servers_by_label={"crm": server},
             apps={"app_1": SimpleNamespace(may_use=lambda label: True)},
         )
 

@@ -36,11 +36,14 @@ Draw: TypeAlias = Callable[[Any], Any]
 
 
 class Machine(RuleBasedStateMachine):
-    """See the module. `open_database` and `states` belong to the run, not to one example."""
+    """See the module. `open_database`, `states` and `ends`, what became of calls, belong to the
+    run, not to one example.
+    """
 
     runner: asyncio.Runner
     open_database: Callable[[], Any]
     states: set[object]
+    ends: set[str]
     events = EVENTS
     spoil = ""
 
@@ -191,6 +194,7 @@ class Machine(RuleBasedStateMachine):
 
     def _check_ends(self) -> None:
         for row in self.house.rows.values():
+            self.ends.add(row.execution)
             left = self.house.world.left[row.upstream_id]
             assert row.execution != "sending", "nobody knows that its outcome is unknown"
             if left:

@@ -70,7 +70,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Ma
     with asyncio.Runner() as runner, structlog.testing.capture_logs():
         runner.run(template())
         yield type("Played", (Machine,), {
-            "runner": runner, "open_database": staticmethod(fresh), "states": set()})  # fmt: skip
+            "runner": runner, "open_database": staticmethod(fresh), "states": set(),
+            "ends": set()})  # fmt: skip
 
 
 def _careless(connection, _entry) -> None:
@@ -99,6 +100,7 @@ def play(machine: type[Machine], examples: int, steps: int = 30) -> None:
 def test_nothing_that_can_happen_breaks_what_is_promised(machine: type[Machine]):
     play(machine, int(os.environ.get("EXAMPLES", "40")))
     print(f"{len(machine.states)} states")
+    assert machine.ends >= {"executed", "unknown", "not_sent"}, "calls do not come that far"
 
 
 @pytest.mark.slow
