@@ -165,7 +165,8 @@ await main({
   },
 
   async retry(run) {
-    await held(run, { model: modelOf(run, { apiKey: run.strict, fetch: impatient(run) }) });
+    const model = modelOf(run, { apiKey: run.strict, fetch: impatient(run) });
+    await held(run, { model, maxRetries: 6 }); // a busy machine takes longer than two of them
   },
 
   async refusal(run) {
