@@ -17,6 +17,7 @@ from gateway.audit.records import Actor, JSONValue, make
 from gateway.egress import addresses
 from gateway.egress.client import Bounds
 from gateway.errors import Conflict, GatepassError, NotFound, Refused, Unavailable
+from gateway.policy import strangers
 from gateway.probing.report import Report, Visit, Warn, Without
 from gateway.registry import tools
 from gateway.registry.directory import CredentialBinding, Directory, ServerView
@@ -203,4 +204,9 @@ def _warnings(report: Report, now: datetime) -> tuple[Warn, ...]:
         found.append(Warn("list_too_long", text))
     if report.answered and not visit.tools:
         found.append(Warn("no_tools", "The server lists no tools."))
+    said = visit.server.instructions if visit.server is not None else None
+    if signs := strangers.of_text(said or ""):
+        codes = ", ".join(sign.code for sign in signs)
+        text = f"The server's instructions to the model stand out ({codes}): read them."
+        found.append(Warn("instructions_stand_out", text))
     return tuple(found)
